@@ -1,0 +1,1 @@
+"""Content-addressed storage: blobs and trees named by digest, below a tenant's own namespace."""

@@ -1,0 +1,66 @@
+"""The one module that may start a bare task, and what must not be written twice: cleanup that survives
+cancellation, and a wait that many can share.
+"""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+
+async def finish(cleanup: Coroutine[Any, Any, None], *, within_s: float) -> None:
+    """Run ``cleanup`` to its end although the caller is being cancelled, for at most ``within_s`` seconds.
+
+    Raises:
+        TimeoutError: the cleanup took longer; it was cancelled, and left behind if it did not listen.
+    Cancellation: delayed until the cleanup has ended, then raised (with the cleanup's failure as its cause).
+    """
+    loop = asyncio.get_running_loop()
+    task = loop.create_task(cleanup)
+    deadline_s = loop.time() + within_s
+    interrupted = False
+    while not task.done() and (left_s := deadline_s - loop.time()) > 0:
+        try:
+            await asyncio.wait({task}, timeout=left_s)
+        except asyncio.CancelledError:
+            interrupted = True  # remember it; wait() leaves the task running
+    failure: BaseException | None = None
+    if not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=within_s)  # deaf cleanup is left behind, not waited for
+        failure = TimeoutError(f"cleanup exceeded {within_s} s")
+    elif not task.cancelled():
+        failure = task.exception()
+    if interrupted:
+        raise asyncio.CancelledError from failure
+    if failure is not None:
+        raise failure  # as in any `finally`, it replaces a cancellation in flight
+
+
+class Signal:
+    """Wakes everybody who waits, and remembers nothing: wait first, then look again.
+
+    For "something changed, compare what is with what should be"; a missed wake-up costs one tick.
+    """
+
+    def __init__(self) -> None:
+        self._waiters: set[asyncio.Future[None]] = set()
+
+    def notify(self) -> None:
+        """Wake all that wait now."""
+        waiters, self._waiters = self._waiters, set()
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def wait_notified(self, *, within_s: float) -> bool:
+        """Wait for the next notify; False when ``within_s`` passed without one. Cancellation: safe."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.add(waiter)
+        try:
+            async with asyncio.timeout(within_s):
+                await waiter
+        except TimeoutError:
+            return False
+        finally:
+            self._waiters.discard(waiter)
+        return True

@@ -1,0 +1,89 @@
+"""The ports of sandboxes: a runtime (one kind of isolation) and the box that it starts.
+
+Life cycle: ``Runtime.start`` gives a ``Box`` (a running PID 1 of ours and a connected byte stream to it);
+``Sandbox`` (in ``sandboxes.sandbox``) wraps the box's stream and is the same class for every runtime; the pool owns
+sandboxes and calls ``stop`` exactly when it wants them gone. A new isolation technology is one file in ``runtimes/``.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from corral.kernel.digest import Digest
+from corral.sandboxes.model import Capabilities, SandboxSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitEvents:
+    """How often the kernel enforced a limit on a box since it started; cgroup counters."""
+
+    out_of_memory: int = 0
+    process_limit: int = 0
+
+
+class Box(Protocol):
+    """A started sandbox as its runtime sees it. Owns the process, cgroup, mounts and directories of one box."""
+
+    @property
+    def spec(self) -> SandboxSpec:
+        """What it was started with."""
+        ...
+
+    @property
+    def reader(self) -> asyncio.StreamReader:
+        """From the agent."""
+        ...
+
+    @property
+    def writer(self) -> asyncio.StreamWriter:
+        """To the agent."""
+        ...
+
+    def limit_events_nowait(self) -> LimitEvents:
+        """Current counters; zeros where there is no cgroup."""
+        ...
+
+    async def stop(self) -> None:
+        """Kill everything in the box and free all that it owns; idempotent; frees the rest even when a part fails.
+
+        Cancellation: call through ``finish``; a cancelled stop may be repeated.
+        """
+        ...
+
+
+class Runtime(Protocol):
+    """One kind of isolation. Stateless apart from what it keeps in stock; many boxes at once."""
+
+    name: str
+    capabilities: Capabilities
+
+    async def start(self, spec: SandboxSpec) -> Box:
+        """Start a box whose agent has answered.
+
+        Raises:
+            InvalidSpec: the spec asks for what this runtime cannot give (a root that does not exist, ...).
+            SandboxFailed: it did not start; the message holds the runtime's own words. Nothing is left behind.
+        Cancellation: everything started so far is freed first.
+        """
+        ...
+
+    async def sweep(self) -> int:
+        """Find and free what a crashed predecessor left (processes, cgroups, directories); how many boxes."""
+        ...
+
+
+@runtime_checkable
+class Snapshotting(Protocol):
+    """The optional power to freeze a box and start it again; see ``Capabilities.snapshot``."""
+
+    async def snapshot(self, box: Box) -> Digest:
+        """Freeze ``box`` into the store."""
+        ...
+
+    async def restore(self, snapshot: Digest, spec: SandboxSpec) -> Box:
+        """Start a box from a snapshot."""
+        ...
+
+
+NewSandboxId = Callable[[], str]

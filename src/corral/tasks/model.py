@@ -1,0 +1,172 @@
+"""The nouns of tasks: what a user asks for, what a run is, how it can end.
+
+``TaskDefinition`` is what travels (REST, database, wire): an envelope that the queue reads, and a ``payload`` that
+only plugins read. ``Task`` is the queue's pure state of one task. A task is tried in *runs*; a run is held by one
+worker under a *lease* with a fencing *token*.
+"""
+
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+
+class Phase(StrEnum):
+    """Where a task stands; the last three are final and absorb everything."""
+
+    UNSCHEDULED = "unscheduled"
+    PENDING = "pending"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    EXCEPTION = "exception"
+
+    @property
+    def final(self) -> bool:
+        """True when nothing but a rerun can follow."""
+        return self in (Phase.COMPLETED, Phase.FAILED, Phase.EXCEPTION)
+
+
+class Reason(StrEnum):
+    """Why a run, or a whole task, ended as an exception.
+
+    Reported by workers: worker-shutdown, malformed-payload, resource-unavailable, internal-error, superseded,
+    intermittent-task, canceled. Found by the queue itself: claim-expired, deadline-exceeded, dependency-failed.
+    """
+
+    CANCELED = "canceled"
+    WORKER_SHUTDOWN = "worker-shutdown"
+    MALFORMED_PAYLOAD = "malformed-payload"
+    RESOURCE_UNAVAILABLE = "resource-unavailable"
+    INTERNAL_ERROR = "internal-error"
+    SUPERSEDED = "superseded"
+    INTERMITTENT_TASK = "intermittent-task"
+    CLAIM_EXPIRED = "claim-expired"
+    DEADLINE_EXCEEDED = "deadline-exceeded"
+    DEPENDENCY_FAILED = "dependency-failed"
+
+    @property
+    def retried(self) -> bool:
+        """True when the task gets a new run while retries are left."""
+        return self in (Reason.WORKER_SHUTDOWN, Reason.CLAIM_EXPIRED, Reason.INTERMITTENT_TASK)
+
+
+class Requires(StrEnum):
+    """When dependencies let a task go."""
+
+    ALL_COMPLETED = "all-completed"
+    ALL_RESOLVED = "all-resolved"
+
+
+class Priority(StrEnum):
+    """From first to last served, within one tenant."""
+
+    HIGHEST = "highest"
+    HIGH = "high"
+    NORMAL = "normal"
+    LOW = "low"
+    LOWEST = "lowest"
+
+    @property
+    def rank(self) -> int:
+        """4 for highest, 0 for lowest."""
+        return 4 - list(Priority).index(self)
+
+
+class TaskDefinition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a user submits; immutable from then on.
+
+    Attributes:
+        payload: what to run; its schema is the union of the worker's plugins' (``tasks.payload``).
+        name: for people.
+        group: tasks of one group are listed and canceled together; "" puts a task into a group of its own.
+        dependencies: ids of tasks of the same tenant.
+        requires: what the dependencies must have become.
+        deadline_s: seconds after submission at which the task is resolved whatever happens.
+        expires_s: seconds after *resolution* after which the task, its log and its artifacts are forgotten.
+        retries: how many further runs follow worker-shutdown, claim-expired and intermittent-task.
+        runtime: a runtime's name, or "" for the worker's default.
+        metadata: free text for people; kept, never read.
+    """
+
+    payload: dict[str, Any]
+    name: str = ""
+    group: str = ""
+    dependencies: tuple[str, ...] = ()
+    requires: Requires = Requires.ALL_COMPLETED
+    priority: Priority = Priority.NORMAL
+    deadline_s: float = 86_400.0
+    expires_s: float = 28 * 86_400.0
+    retries: int = 5
+    runtime: str = ""
+    metadata: dict[str, str] = {}
+
+
+class ArtifactKind(StrEnum):
+    """What an artifact holds."""
+
+    FILE = "file"
+    DIRECTORY = "directory"
+    ERROR = "error"
+
+
+class Artifact(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A named output of a run. ``digest`` is a blob (file), a tree (directory), or "" (error, see ``message``)."""
+
+    name: str
+    kind: ArtifactKind
+    digest: str = ""
+    size_bytes: int = 0
+    content_type: str = "application/octet-stream"
+    message: str = ""
+
+
+class RunUsage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a run used, and how it got its sandbox."""
+
+    wall_s: float = 0.0
+    cpu_user_s: float = 0.0
+    cpu_system_s: float = 0.0
+    memory_peak_bytes: int = 0
+    acquire_s: float = 0.0
+    warm: bool = False
+    cold_reason: str = ""
+    sandbox: str = ""
+    runtime: str = ""
+
+
+class Started(msgspec.Struct, frozen=True, kw_only=True, tag="started"):
+    """The command was started at ``at_s``."""
+
+    at_s: float
+
+
+class Resolved(msgspec.Struct, frozen=True, kw_only=True, tag="resolved"):
+    """A run ended. Exactly one of completed, failed or exception (then ``reason`` is set).
+
+    Attributes:
+        exit_status: of the command, when it ran and exited.
+        end: ``sandboxes.model.End`` of the command, "" when it never ran.
+        message: one sentence for the user; "" when there is nothing to say.
+        inputs: digests of what went in.
+        log: digest of the finished, compressed log; "" when there is none.
+    """
+
+    at_s: float
+    phase: Phase
+    reason: Reason | None = None
+    exit_status: int | None = None
+    signal: int | None = None
+    end: str = ""
+    message: str = ""
+    argv: tuple[str, ...] = ()
+    image: str = ""
+    inputs: tuple[str, ...] = ()
+    artifacts: tuple[Artifact, ...] = ()
+    log: str = ""
+    log_bytes: int = 0
+    usage: RunUsage = RunUsage()
+
+
+RunReport = Started | Resolved
+"""What a worker says of a run; idempotent."""

@@ -1,0 +1,62 @@
+"""The ports of tasks, as a worker sees them.
+
+``TaskSource`` is where claims come from: our own queue over gRPC, in memory in tests, or a Taskcluster deployment.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from corral.tasks.model import RunReport, TaskDefinition
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRef:
+    """One run under one lease. The token grows with every lease of a task; an old one changes nothing."""
+
+    task_id: str
+    run: int
+    token: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """A run that we may, and must, carry out until ``lease_until_s`` (Unix seconds) unless reclaimed."""
+
+    ref: RunRef
+    tenant: str
+    definition: TaskDefinition
+    lease_until_s: float
+    deadline_s: float
+    secrets: Mapping[str, str]
+
+
+class TaskSource(Protocol):
+    """Where runs come from and where their ends are told."""
+
+    async def claim(self, slots: int, *, wait_s: float) -> Sequence[Claim]:
+        """Up to ``slots`` claims; waits up to ``wait_s`` for the first. Every claim returned must be handled.
+
+        Raises: SchedulerUnavailable. Cancellation: a claim may be lost; its lease then expires.
+        """
+        ...
+
+    async def reclaim(self, refs: Sequence[RunRef]) -> Mapping[RunRef, float | None]:
+        """Renew leases: the new ``lease_until_s`` of each, or None for a lease that is lost (abort that run)."""
+        ...
+
+    async def report(self, ref: RunRef, report: RunReport) -> None:
+        """Tell a run's progress or end, once durable. Raises Conflict when the lease is lost, or another end stands."""
+        ...
+
+
+class LogSink(Protocol):
+    """Where a run's log bytes go while it runs."""
+
+    async def append(self, ref: RunRef, offset: int, data: bytes) -> int:
+        """Add bytes at ``offset``; returns how many bytes are durable. Repeating changes nothing."""
+        ...
+
+    async def close(self, ref: RunRef, size_bytes: int) -> None:
+        """No more bytes will come; the log is ``size_bytes`` long."""
+        ...
