@@ -1,16 +1,16 @@
 """The ports of sandboxes: a runtime (one kind of isolation) and the box that it starts.
 
-Life cycle: ``Runtime.start`` gives a ``Box`` (a running PID 1 of ours and a connected byte stream to it);
-``Sandbox`` (in ``sandboxes.sandbox``) wraps the box's stream and is the same class for every runtime; the pool owns
+Life cycle: ``Runtime.start`` gives a ``Box`` (a running PID 1 of ours and a link to it);
+``Sandbox`` (in ``sandboxes.sandbox``) wraps the box's link and is the same class for every runtime; the pool owns
 sandboxes and calls ``stop`` exactly when it wants them gone. A new isolation technology is one file in ``runtimes/``.
 """
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from corral.kernel.digest import Digest
+from corral.sandboxes.link import Link
 from corral.sandboxes.model import Capabilities, SandboxSpec
 
 
@@ -31,13 +31,8 @@ class Box(Protocol):
         ...
 
     @property
-    def reader(self) -> asyncio.StreamReader:
-        """From the agent."""
-        ...
-
-    @property
-    def writer(self) -> asyncio.StreamWriter:
-        """To the agent."""
+    def link(self) -> Link:
+        """The connection to its agent, already set up."""
         ...
 
     def limit_events_nowait(self) -> LimitEvents:
