@@ -7,16 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from corral.fleet.model import RunRef as RunRef  # what holds a slot, of whatever kind of work
 from corral.tasks.model import RunReport, TaskDefinition
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunRef:
-    """One run under one lease. The token grows with every lease of a task; an old one changes nothing."""
-
-    task_id: str
-    run: int
-    token: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,1 @@
+"""Generated from ``proto/corral/wire/v1``; never edited by hand."""
