@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from corral.fleet.model import RunRef as RunRef  # what holds a slot, of whatever kind of work
+from corral.fleet.model import RunRef
 from corral.tasks.model import RunReport, TaskDefinition
+
+__all__ = ["Claim", "LogSink", "RunRef", "TaskSource"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
