@@ -1,9 +1,10 @@
 """The one module that may start a bare task, and what must not be written twice: cleanup that survives
-cancellation, and a wait that many can share.
+cancellation, a task that belongs to a block, and a wait that many can share.
 """
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any
 
 
@@ -34,6 +35,32 @@ async def finish(cleanup: Coroutine[Any, Any, None], *, within_s: float) -> None
         raise asyncio.CancelledError from failure
     if failure is not None:
         raise failure  # as in any `finally`, it replaces a cancellation in flight
+
+
+@asynccontextmanager
+async def background(work: Coroutine[Any, Any, None], *, name: str) -> AsyncIterator[asyncio.Task[None]]:
+    """Run ``work`` beside the block; it is canceled and awaited when the block ends, unless it has ended before.
+
+    For an object that is a context manager of its own: unlike a TaskGroup, the block's errors leave unchanged, and
+    ``work`` that fails does not interrupt the block (the block sees it on the task, which it is given).
+
+    Raises: the failure of ``work``, at the end of a block that did not fail itself.
+    Cancellation: of the block cancels ``work`` too.
+    """
+    task = asyncio.get_running_loop().create_task(work, name=name)
+    try:
+        yield task
+    except BaseException:
+        await finish(_canceled(task), within_s=60)  # the block's own error wins
+        raise
+    await finish(_canceled(task), within_s=60)
+    if not task.cancelled() and (failure := task.exception()) is not None:
+        raise failure
+
+
+async def _canceled(task: "asyncio.Task[None]") -> None:
+    task.cancel()
+    await asyncio.wait({task})
 
 
 class Signal:

@@ -1,0 +1,206 @@
+"""A SQLite connection on a thread of its own, with one hop per statement.
+
+SQLAlchemy's aiosqlite dialect speaks to a connection object through five coroutines. The package aiosqlite makes
+four hops between threads for each statement (open a cursor, execute, fetch, close) and each costs more than the
+statement itself; this connection makes one, and opens the transaction in the same hop. It is handed to the dialect by
+``async_creator_fn``. Rows are fetched at once: every query of ours is bounded.
+"""
+
+import asyncio
+import sqlite3
+import threading
+from collections.abc import Callable, Sequence
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+T = TypeVar("T")
+Job = Callable[[], None]
+
+
+class SqliteConnection:
+    """One sqlite3 connection and the thread that touches it; jobs run in order.
+
+    ``begin`` is the statement that opens a transaction when a statement comes and none is open: a snapshot for
+    readers (``BEGIN``), the write lock for the writer (``BEGIN IMMEDIATE``).
+
+    Cancellation: of any call, leaves the job running to its end on the thread; the next job comes after it.
+    """
+
+    def __init__(self, path: str, *, begin: str, pragmas: Sequence[str], busy_timeout_s: float) -> None:
+        self._path = path
+        self._begin = begin
+        self._pragmas = pragmas
+        self._busy_timeout_s = busy_timeout_s
+        self._connection: sqlite3.Connection | None = None  # this name too is part of the dialect's expectations
+        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="sqlite", daemon=True)
+
+    async def open(self) -> Self:
+        """Start the thread and open the file. Raises sqlite3.Error."""
+        self._thread.start()
+        try:
+            await self.run(self._connect)
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Run ``work`` on the thread."""
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[T] = loop.create_future()
+
+        def job() -> None:
+            try:
+                value = work()
+            except BaseException as error:  # noqa: BLE001 - whatever it is, it belongs to the one who waits
+                _tell(loop, answer, None, error)
+            else:
+                _tell(loop, answer, value, None)
+
+        self._jobs.put(job)
+        return await answer
+
+    @property
+    def raw(self) -> sqlite3.Connection:
+        """The connection. Raises sqlite3.ProgrammingError when closed; touch it only on the thread."""
+        if self._connection is None:
+            raise sqlite3.ProgrammingError("connection closed")
+        return self._connection
+
+    @property
+    def in_transaction(self) -> bool:
+        """True between the first statement of a transaction and its end."""
+        return self._connection is not None and self._connection.in_transaction
+
+    def execute_nowait(self, sql: str, parameters: Any, *, many: bool) -> sqlite3.Cursor:
+        """Open a transaction when none is, then execute; on the thread only."""
+        raw = self.raw
+        if not raw.in_transaction:
+            raw.execute(self._begin)
+        return raw.executemany(sql, parameters) if many else raw.execute(sql, parameters)
+
+    # The rest is what SQLAlchemy's dialect calls.
+
+    @property
+    def isolation_level(self) -> str | None:
+        return None
+
+    def cursor(self) -> "SqliteCursor":
+        return SqliteCursor(self)
+
+    async def commit(self) -> None:
+        if self.in_transaction:
+            await self.run(self.raw.commit)
+
+    async def rollback(self) -> None:
+        if self.in_transaction:
+            await self.run(self.raw.rollback)
+
+    async def create_function(self, *arguments: Any, **keywords: Any) -> None:
+        await self.run(lambda: self.raw.create_function(*arguments, **keywords))
+
+    async def close(self) -> None:
+        if self._connection is not None:
+            await self.run(self._disconnect)
+        self._jobs.put(None)
+
+    def stop(self) -> None:
+        """Close without waiting."""
+        self._jobs.put(self._disconnect)
+        self._jobs.put(None)
+
+    def _connect(self) -> None:
+        raw = sqlite3.connect(
+            self._path,
+            timeout=self._busy_timeout_s,
+            isolation_level=None,
+            check_same_thread=False,
+            cached_statements=256,
+        )
+        try:
+            for pragma in self._pragmas:
+                raw.execute(f"PRAGMA {pragma}")
+        except BaseException:
+            raw.close()
+            raise
+        self._connection = raw
+
+    def _disconnect(self) -> None:
+        raw, self._connection = self._connection, None
+        if raw is not None:
+            raw.close()
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job()
+
+
+class SqliteCursor:
+    """A cursor that has everything after ``execute``."""
+
+    def __init__(self, connection: SqliteConnection) -> None:
+        self._connection = connection
+        self._rows: list[Any] = []
+        self.description: Any = None
+        self.rowcount = -1
+        self.lastrowid: int | None = None
+        self.arraysize = 1
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def execute(self, sql: str, parameters: Any = ()) -> Self:
+        await self._connection.run(lambda: self._execute(sql, parameters, many=False))
+        return self
+
+    async def executemany(self, sql: str, parameters: Any) -> Self:
+        await self._connection.run(lambda: self._execute(sql, parameters, many=True))
+        return self
+
+    async def fetchall(self) -> list[Any]:
+        rows, self._rows = self._rows, []
+        return rows
+
+    async def fetchone(self) -> Any:
+        return self._rows.pop(0) if self._rows else None
+
+    async def fetchmany(self, size: int | None = None) -> list[Any]:
+        count = self.arraysize if size is None else size
+        rows, self._rows = self._rows[:count], self._rows[count:]
+        return rows
+
+    async def close(self) -> None:
+        self._rows = []
+
+    def _execute(self, sql: str, parameters: Any, *, many: bool) -> None:
+        cursor = self._connection.execute_nowait(sql, parameters, many=many)
+        self.description = cursor.description
+        self._rows = cursor.fetchall() if cursor.description else []
+        self.rowcount = cursor.rowcount
+        self.lastrowid = cursor.lastrowid
+        cursor.close()
+
+
+def _tell(
+    loop: asyncio.AbstractEventLoop, answer: "asyncio.Future[Any]", value: Any, error: BaseException | None
+) -> None:
+    def settle() -> None:
+        if answer.done():  # the one who waited was canceled
+            return
+        if error is None:
+            answer.set_result(value)
+        else:
+            answer.set_exception(error)
+
+    try:
+        loop.call_soon_threadsafe(settle)
+    except RuntimeError:
+        if not loop.is_closed():
+            raise
