@@ -5,7 +5,7 @@ the tenant first. A blob is visible only when complete and verified: a reader ne
 ``BlobStore`` is what the rest of Corral uses; adapters: memory, disk, object store, and the ordered tiers over them.
 """
 
-from collections.abc import AsyncIterable, AsyncIterator, Collection, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Collection, Iterable
 from typing import Protocol
 
 from corral.blobs.model import CleanReport, StoreUsage
@@ -23,14 +23,17 @@ class BlobReader(Protocol):
         """
         ...
 
-    def read(self, tenant: str, digest: Digest, *, offset: int = 0, length: int | None = None) -> AsyncIterator[bytes]:
-        """Stream a blob, in pieces of at most 1 MiB; ``length`` None means to the end. Marks it as used.
+    def read(
+        self, tenant: str, digest: Digest, *, offset: int = 0, length: int | None = None
+    ) -> AsyncGenerator[bytes, None]:
+        """Stream a blob, in pieces of at most 1 MiB; ``length`` None means to the end, and a range beyond
+        the end is cut there. Marks it as used. In a whole read the last piece comes only after the hash was checked.
 
         Raises (on iteration):
             NotFound: no such blob in this tenant.
             BlobCorrupt: a whole read whose bytes do not match the digest; the blob is removed.
             StoreUnavailable: the store failed midway.
-        Cancellation: safe; close the iterator (``aclosing``) when leaving it early.
+        Cancellation: safe; close the generator (``contextlib.aclosing``) when leaving it early.
         """
         ...
 

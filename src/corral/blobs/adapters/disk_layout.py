@@ -1,0 +1,113 @@
+"""Where things lie in a disk store, and what an OSError means there.
+
+::
+
+    <root>/format                       the layout's version
+    <root>/lock                         taken shared to mark a use, exclusive to evict (see disk_files)
+    <root>/blobs/<tenant>/<hh>/<hash function>-<hex>-<size>      modification time = last use
+    <root>/accounts/<tenant>            blobs and bytes held, for quotas
+    <root>/incoming/<instance>/         half-written files of one open store; its `lock` is held while that store lives
+"""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from corral.kernel.digest import Digest, HashFunction
+from corral.kernel.errors import QuotaExceeded, StoreUnavailable, UnsupportedVersion
+
+FORMAT: Final = "1"
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+class DiskLayout:
+    """The paths of one store."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.lock = root / "lock"
+        self.blobs = root / "blobs"
+        self.accounts = root / "accounts"
+        self.incoming = root / "incoming"
+        self._blobs_text = str(self.blobs)
+
+    def create(self) -> None:
+        """Make the folders. Raises UnsupportedVersion when another layout lies here."""
+        for folder in (self.root, self.blobs, self.accounts, self.incoming):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        version = self.root / "format"
+        try:
+            found = version.read_text(encoding="ascii").strip()
+        except FileNotFoundError:
+            found = ""
+        if found == "":  # new, or its first creator died between opening and writing
+            version.write_text(FORMAT + "\n", encoding="ascii")
+        elif found != FORMAT:
+            raise UnsupportedVersion(
+                f"the blob store at {self.root} has layout {found[:20]!r}; this program knows layout {FORMAT!r}",
+                cure="Use the version of Corral that wrote it, or another folder.",
+            )
+
+    def blob(self, tenant: str, digest: Digest) -> str:
+        """The path of a blob; tenant and digest were checked before."""
+        name = f"{digest.function.value}-{digest.hash}-{digest.size_bytes}"
+        return f"{self._blobs_text}/{tenant}/{digest.hash[:2]}/{name}"
+
+    def tenants(self) -> list[str]:
+        """Every tenant that ever stored something."""
+        return sorted(entry.name for entry in os.scandir(self.blobs) if entry.is_dir(follow_symlinks=False))
+
+    def scan(self, tenant: str) -> Iterator[tuple[str, os.stat_result]]:
+        """Path and status of every blob of a tenant; blobs may come and go meanwhile."""
+        for shard in _entries(f"{self._blobs_text}/{tenant}"):
+            for blob in _entries(shard.path):
+                try:
+                    yield blob.path, blob.stat(follow_symlinks=False)
+                except FileNotFoundError:
+                    continue
+
+
+def digest_of_name(name: str) -> Digest | None:
+    """The digest that a blob's file name stands for; None for a foreign file."""
+    parts = name.split("-")
+    try:
+        return Digest(HashFunction(parts[0]), parts[1], int(parts[2]))
+    except (ValueError, IndexError):
+        return None
+
+
+def sync_directory(path: str) -> None:
+    """Make the names in a directory survive a power loss."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def disk_errors(doing: str) -> Iterator[None]:
+    """Map OSError: a full disk is QuotaExceeded, anything else StoreUnavailable. FileNotFoundError passes."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        if error.errno in _FULL:
+            raise QuotaExceeded(
+                f"the disk is full: {doing} failed ({error.strerror})",
+                cure="Free space on the disk of the blob store, or lower its total_bytes so that it evicts earlier.",
+                reason="disk-full",
+            ) from error
+        raise StoreUnavailable(f"the disk store failed while {doing}: {error.strerror or error}") from error
+
+
+def _entries(path: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(path) as entries:
+            return list(entries)
+    except FileNotFoundError:
+        return []
