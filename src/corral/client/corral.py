@@ -1,0 +1,48 @@
+"""The public SDK's front: one object, one connection, everything a user can do."""
+
+from typing import Self
+
+from corral.client.artifacts import Artifacts
+from corral.client.blobs import RestBlobs
+from corral.client.connection import Connection
+from corral.client.fleet import Records, Workers
+from corral.client.logs import Logs
+from corral.client.tasks import Tasks
+from corral.client.upload import Uploads
+
+
+class Corral:
+    """A client of one scheduler; use it as ``async with Corral() as corral``.
+
+    ``url`` defaults to CORRAL_URL, else ``http://127.0.0.1:7070``; ``token`` to CORRAL_TOKEN.
+
+    Attributes:
+        tasks: submit, look, wait, cancel, run again.
+        logs: read and follow.
+        artifacts: list, read, fetch into a directory.
+        uploads: files and directories as inputs of tasks.
+        blobs: the caller's part of the blob store.
+        workers: the fleet.
+        records: audit rows, security events, version.
+    """
+
+    def __init__(self, url: str = "", token: str = "", *, timeout_s: float = 30.0) -> None:
+        self._connection = Connection(url, token, timeout_s=timeout_s)
+        self.blobs = RestBlobs(self._connection)
+        self.tasks = Tasks(self._connection)
+        self.logs = Logs(self._connection)
+        self.artifacts = Artifacts(self._connection, self.blobs)
+        self.uploads = Uploads(self.blobs)
+        self.workers = Workers(self._connection)
+        self.records = Records(self._connection)
+
+    @property
+    def url(self) -> str:
+        """The scheduler's address."""
+        return self._connection.url
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._connection.__aexit__()
