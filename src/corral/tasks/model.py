@@ -1,8 +1,8 @@
 """The nouns of tasks: what a user asks for, what a run is, how it can end.
 
 ``TaskDefinition`` is what travels (REST, database, wire): an envelope that the queue reads, and a ``payload`` that
-only plugins read. ``Task`` is the queue's pure state of one task. A task is tried in *runs*; a run is held by one
-worker under a *lease* with a fencing *token*.
+only plugins read. ``TaskLife`` is the queue's pure state of one task, and ``Task`` is both with their names. A task is
+tried in *runs*; a run is held by one worker under a *lease* with a fencing *token*.
 """
 
 from enum import StrEnum
@@ -170,3 +170,116 @@ class Resolved(msgspec.Struct, frozen=True, kw_only=True, tag="resolved"):
 
 RunReport = Started | Resolved
 """What a worker says of a run; idempotent."""
+
+
+class RunCreated(StrEnum):
+    """Why a run exists."""
+
+    SCHEDULED = "scheduled"
+    RETRY = "retry"
+    TASK_RETRY = "task-retry"
+    RERUN = "rerun"
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One attempt at a task; its number is its place in ``TaskLife.runs``.
+
+    Attributes:
+        phase: pending until claimed, then running, then completed, failed or exception for good.
+        worker: that holds or held the lease; "" before the claim.
+        token: of the lease; 0 before the claim, and larger than that of every earlier run.
+        lease_until_s: the run must end or be reclaimed before; None unless running.
+        end: what the worker reported, without artifacts, inputs and argv (the ledger keeps those); None when the queue
+            itself ended the run.
+    """
+
+    created: RunCreated
+    created_s: float
+    phase: Phase = Phase.PENDING
+    reason: Reason | None = None
+    worker: str = ""
+    token: int = 0
+    claimed_s: float | None = None
+    started_s: float | None = None
+    resolved_s: float | None = None
+    lease_until_s: float | None = None
+    end: Resolved | None = None
+
+
+class Abort(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A run that the queue ended while a worker held it: the worker must kill it.
+
+    Kept until ``until_s``, the end of the lease: by then the worker has given up on its own.
+    """
+
+    worker: str
+    run: int
+    token: int
+    until_s: float
+
+
+class TaskLife(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Everything about a task that changes; ``tasks.machine`` is the only one to change it.
+
+    Attributes:
+        reason: why the task is an exception; None otherwise.
+        deadline_s: Unix seconds at which the task is resolved whatever happens.
+        expires_after_s: how long a resolved task is remembered.
+        retries_left: how many further runs may follow worker-shutdown, claim-expired and intermittent-task.
+        requires: what the dependencies must have become.
+        waits_for: dependencies that have not let the task go yet.
+        token: of the last lease; grows with every claim.
+        expires_s: Unix seconds at which the task is forgotten; None until it is resolved.
+        abort: a run that a worker must kill.
+    """
+
+    phase: Phase
+    created_s: float
+    deadline_s: float
+    expires_after_s: float
+    retries_left: int
+    requires: Requires = Requires.ALL_COMPLETED
+    reason: Reason | None = None
+    waits_for: tuple[str, ...] = ()
+    token: int = 0
+    runs: tuple[Run, ...] = ()
+    resolved_s: float | None = None
+    expires_s: float | None = None
+    abort: Abort | None = None
+
+    @property
+    def worker(self) -> str:
+        """Who holds the current run, or must still kill an aborted one; "" when nobody."""
+        if self.phase is Phase.RUNNING:
+            return self.runs[-1].worker
+        return self.abort.worker if self.abort is not None else ""
+
+
+class Task(msgspec.Struct, frozen=True, kw_only=True):
+    """A task as the queue keeps it: what was asked for, and what became of it."""
+
+    id: str
+    tenant: str
+    group: str
+    definition: TaskDefinition
+    life: TaskLife
+
+
+class TaskEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One line of a task's story.
+
+    Attributes:
+        seq: grows over all tasks; where a reader of the stream goes on.
+        kind: kebab-case, past tense.
+        run: None for the task as a whole.
+        text: one sentence for people.
+    """
+
+    seq: int
+    task_id: str
+    at_s: float
+    kind: str
+    text: str
+    run: int | None = None
+    worker: str = ""
+    facts: dict[str, Any] = {}
