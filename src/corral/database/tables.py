@@ -52,7 +52,9 @@ tasks: Final = Table(
     Column("id", Text, primary_key=True),  # task_…; sorts by birth
     Column("tenant", Text, nullable=False),
     Column("phase", Text, nullable=False),  # of tasks.model.Phase
-    Column("rank", Integer, nullable=False),  # of tasks.model.Priority; higher is served first
+    Column(
+        "rank", Integer, nullable=False
+    ),  # of tasks.model.Priority: 0 highest (served first) … 4 lowest
     Column("created_s", Double, nullable=False),
     Column("group_id", Text, nullable=False),
     Column("name", Text, nullable=False),
@@ -61,7 +63,7 @@ tasks: Final = Table(
     Column("worker_id", Text),  # that holds the current run; NULL = nobody
     Column("definition", LargeBinary, nullable=False),  # tasks.model.TaskDefinition; never changes
     Column("life", LargeBinary, nullable=False),  # the pure machine's state; the columns above repeat parts of it
-    # The claim: a tenant's pending tasks, highest rank first, then oldest first. Its prefix serves the counts.
+    # The claim: a tenant's pending tasks, lowest rank first, then oldest first. Its prefix serves the counts.
     Index("ix_tasks_claim", "tenant", "phase", "rank", "created_s", "id"),
     Index("ix_tasks_due_s", "due_s"),
     Index("ix_tasks_worker_id", "worker_id"),
