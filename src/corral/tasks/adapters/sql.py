@@ -214,8 +214,8 @@ async def loads(connection: AsyncConnection, tenants: Sequence[str], *, bound: i
     answers: list[Load] = []
     for some in _slices(tenants, 100):
         statement = sa.union_all(*(_load_of(tenant, bound) for tenant in some))
-        for tenant, waiting, running in await connection.execute(statement):
-            answers.append(Load(tenant=tenant, pending=waiting, running=running))
+        for row in await connection.execute(statement):
+            answers.append(Load(tenant=row[0], pending=row[1], running=row[2]))
     return answers
 
 
@@ -391,7 +391,7 @@ async def find_submission(connection: AsyncConnection, tenant: str, key: str) ->
 
 
 async def keep_submission(
-    connection: AsyncConnection, tenant: str, key: str, request: str, ids: Sequence[str], now_s: float
+    connection: AsyncConnection, tenant: str, key: str, *, request: str, ids: Sequence[str], now_s: float
 ) -> None:
     """Remember a submission. Raises Conflict (through the database) when another one was quicker."""
     row = {"tenant": tenant, "key": key, "request": request, "task_ids": _encode(ids), "created_s": now_s}
@@ -412,7 +412,7 @@ def _load_of(tenant: str, bound: int) -> sa.Select[tuple[str, int, int]]:
     )
 
 
-def _record(row: Row[Any]) -> Record:
+def _record(row: Row[*tuple[Any, ...]]) -> Record:
     return Record(
         id=row.id,
         tenant=row.tenant,
