@@ -166,7 +166,7 @@ class Cgroups:
     def leftovers(self) -> tuple[Cgroup, ...]:
         """Groups below the parent, whoever made them: after a crash, those of the predecessor."""
         names: dict[str, None] = {}
-        for directory in self._trees().values():
+        for directory in self._directories:
             with suppress(OSError):
                 names.update((child.name, None) for child in os.scandir(directory) if child.is_dir())
         return tuple(self._group(name) for name in sorted(names))
