@@ -101,7 +101,7 @@ class Link:
         try:
             return protocol.decode_reset_done(frame.payload)
         except ProtocolError as error:
-            raise self._protocol_broken(error) from error
+            raise self.broken(error) from error
 
     def open_stream(self, kind: int, payload: bytes) -> Stream:
         """Begin an exec or a file operation with its first frame.
@@ -142,14 +142,9 @@ class Link:
         """The stream has seen its last frame; later ones are dropped."""
         self._streams.pop(stream, None)
 
-    def give_up(self, stream: Stream, failure: SandboxLost) -> None:
-        """Stop waiting for a stream that does not answer."""
-        stream.fail(failure)
-        self.forget(stream.id)
-
     def close(self) -> None:
         """End the link; the agent kills everything in the sandbox. Idempotent."""
-        self._end("the link was closed")
+        self.fail("the link was closed")
 
     async def _ask(self, kind: int, payload: bytes, within_s: float) -> Frame:
         stream = self.open_stream(kind, payload)
@@ -157,12 +152,13 @@ class Link:
             async with asyncio.timeout(within_s):
                 return await stream.wait_frame()
         except TimeoutError as error:
-            raise self._end(f"the agent did not answer within {within_s:g} s") from error
+            raise self.fail(f"the agent did not answer within {within_s:g} s") from error
         finally:
             self.forget(stream.id)
 
-    def _protocol_broken(self, error: ProtocolError) -> SandboxLost:
-        return self._end(f"the agent broke the protocol: {error}")
+    def broken(self, error: ProtocolError) -> SandboxLost:
+        """End the link because the agent sent what no honest agent sends."""
+        return self.fail(f"the agent broke the protocol: {error}")
 
     def on_data(self, data: bytes) -> None:
         """Bytes from the agent."""
@@ -172,13 +168,14 @@ class Link:
                 if stream := streams.get(frame.stream):
                     stream.on_frame(frame)
         except ProtocolError as error:
-            self._protocol_broken(error)
+            self.broken(error)
 
     def on_end(self, error: Exception | None) -> None:
         """The stream to the agent is gone."""
-        self._end(f"the stream to the agent ended: {error}" if error else "the sandbox ended")
+        self.fail(f"the stream to the agent ended: {error}" if error else "the sandbox ended")
 
-    def _end(self, reason: str) -> SandboxLost:
+    def fail(self, reason: str) -> SandboxLost:
+        """End the link for this reason; gives the error that all its users get. Idempotent, the first reason wins."""
         if self._lost is not None:
             return self._lost
         self._lost = SandboxLost(reason)

@@ -21,6 +21,7 @@ WINDOW_BYTES: Final = 262_144
 STREAMS_MAX: Final = 1024
 PATH_BYTES_MAX: Final = 4096
 DEPTH_MAX: Final = 128
+SIZE_UNKNOWN: Final = 0xFFFF_FFFF_FFFF_FFFF
 GRACE_DEFAULT: Final = 4_294_967_295
 
 T_SETUP: Final = 1
@@ -385,6 +386,8 @@ def decode_file_error(payload: bytes) -> FileError:
     reader = _Reader(payload, 4)
     message = reader.string()
     reader.end()
+    if not FILE_NOT_FOUND <= code <= FILE_FAILED:
+        raise ProtocolError(f"a file error of code {code}")
     return FileError(code, message)
 
 
