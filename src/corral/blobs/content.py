@@ -108,7 +108,7 @@ async def write_stream(
     Cancellation: nothing becomes visible, the spool is gone.
     """
     digester = Digester(function)
-    with tempfile.SpooledTemporaryFile(max_size=_SPOOL_IN_MEMORY_BYTES, dir=spool_dir) as spool:
+    with tempfile.SpooledTemporaryFile(max_size=_SPOOL_IN_MEMORY_BYTES, dir=str(spool_dir)) as spool:
         async for piece in content:
             if digester.size_bytes + len(piece) > bytes_max:
                 raise TooLarge(
@@ -137,4 +137,3 @@ def _digest_of_file(file: IO[bytes], function: HashFunction) -> Digest:
     while piece := file.read(PIECE_BYTES):
         digester.update(piece)
     return digester.digest()
-

@@ -43,9 +43,9 @@ class Accounts:
     def correct(self, tenant: str, *, before: StoreUsage, counted: StoreUsage) -> None:
         """Replace what was believed ``before`` a count by what was ``counted``; changes since then stay in."""
         with self._locked(tenant) as (descriptor, blobs, held_bytes):
-            blobs += counted.blobs - before.blobs
-            held_bytes += counted.total_bytes - before.total_bytes
-            _store(descriptor, max(0, blobs), max(0, held_bytes))
+            more_blobs = counted.blobs - before.blobs
+            more_bytes = counted.total_bytes - before.total_bytes
+            _store(descriptor, max(0, blobs + more_blobs), max(0, held_bytes + more_bytes))
 
     def count(self, tenant: str) -> StoreUsage:
         """Count the files themselves, the half-written ones by their announced size."""

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from corral.kernel.digest import Digest, HashFunction
+from corral.kernel.digest import Digest
 from corral.kernel.errors import QuotaExceeded, StoreUnavailable, UnsupportedVersion
 
 FORMAT: Final = "1"
@@ -70,15 +70,6 @@ class DiskLayout:
                     continue
 
 
-def digest_of_name(name: str) -> Digest | None:
-    """The digest that a blob's file name stands for; None for a foreign file."""
-    parts = name.split("-")
-    try:
-        return Digest(HashFunction(parts[0]), parts[1], int(parts[2]))
-    except (ValueError, IndexError):
-        return None
-
-
 def sync_directory(path: str) -> None:
     """Make the names in a directory survive a power loss."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -90,11 +81,9 @@ def sync_directory(path: str) -> None:
 
 @contextmanager
 def disk_errors(doing: str) -> Iterator[None]:
-    """Map OSError: a full disk is QuotaExceeded, anything else StoreUnavailable. FileNotFoundError passes."""
+    """Map OSError: a full disk is QuotaExceeded, anything else StoreUnavailable."""
     try:
         yield
-    except FileNotFoundError:
-        raise
     except OSError as error:
         if error.errno in _FULL:
             raise QuotaExceeded(

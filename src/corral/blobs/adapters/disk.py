@@ -1,0 +1,238 @@
+"""Blobs as files of one folder that several processes of a machine share.
+
+A blob is written to a half-written file, verified while it is written, synced, renamed into place, and the folder
+synced. Its modification time is its last use. See disk_layout for the folder, disk_files for locking.
+"""
+
+import asyncio
+import threading
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Final, ParamSpec, Self, TypeVar
+
+import structlog
+
+from corral.blobs.adapters.disk_files import DiskFiles
+from corral.blobs.adapters.disk_layout import disk_errors
+from corral.blobs.adapters.disk_transfer import Corrupt, Download, Upload
+from corral.blobs.content import collect
+from corral.blobs.machine import (
+    PIECE_BYTES,
+    check_blob_size,
+    check_digest,
+    check_range,
+    check_tenant,
+    content_too_long,
+    is_whole,
+    range_end,
+)
+from corral.blobs.model import CleanReport, StoreLimits, StoreUsage
+from corral.blobs.turns import Turns
+from corral.kernel.clock import Clock, SystemClock
+from corral.kernel.concurrency import finish
+from corral.kernel.digest import Digest
+from corral.kernel.errors import BlobCorrupt
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+SMALL_BYTES: Final = 64 * 1024
+"""Content up to this size is gathered in memory and written in one step."""
+_CLEANUP_WITHIN_S: Final = 30.0
+_TOUCH_WHILE_READING_S: Final = 20.0
+_FIND_BATCH: Final = 256
+
+_log = structlog.get_logger(__name__)
+
+
+class DiskBlobs:
+    """A BlobStore and BlobJanitor over one folder. Use as ``async with DiskBlobs(root) as store``."""
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        limits: StoreLimits | None = None,
+        quota_bytes: Callable[[str], int | None] | None = None,
+        grace_s: float = 60.0,
+        threads: int = 4,
+        clock: Clock | None = None,
+    ) -> None:
+        """
+        Args:
+            quota_bytes: a tenant's own quota; None (or without it) means ``limits.tenant_bytes``.
+            grace_s: a blob used within the last so many seconds is never evicted.
+            threads: how many disk operations run at once.
+        """
+        self._limits = limits or StoreLimits()
+        self._quota_bytes = quota_bytes or (lambda _tenant: None)
+        self._clock = clock or SystemClock()
+        self._files = DiskFiles(root, grace_s=grace_s)
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="blobs-disk")
+        self._turns: Turns[tuple[str, Digest]] = Turns()
+        self._reading: Counter[str] = Counter()
+
+    async def __aenter__(self) -> Self:
+        """Raises UnsupportedVersion for a folder of another layout, StoreUnavailable when it cannot be used."""
+        with disk_errors(f"opening the store at {self._files.layout.root}"):
+            forgotten = await self._in_thread(self._files.open)
+        if forgotten:
+            _log.info("forgot half-written blobs of a process that died", blobs=forgotten)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await finish(self._close(), within_s=_CLEANUP_WITHIN_S)
+
+    async def find_missing(self, tenant: str, digests: Iterable[Digest]) -> frozenset[Digest]:
+        check_tenant(tenant)
+        asked = list(digests)
+        for digest in asked:
+            check_digest(digest)
+        missing: set[Digest] = set()
+        with disk_errors("looking for blobs"):
+            for start in range(0, len(asked), _FIND_BATCH):
+                batch = asked[start : start + _FIND_BATCH]
+                missing |= await self._in_thread(self._missing_of, tenant, batch, self._clock.now_s())
+        return frozenset(missing)
+
+    async def read(
+        self, tenant: str, digest: Digest, *, offset: int = 0, length: int | None = None
+    ) -> AsyncGenerator[bytes, None]:
+        check_tenant(tenant)
+        check_digest(digest)
+        check_range(offset, length)
+        path = self._files.layout.blob(tenant, digest)
+        download = Download(
+            path,
+            digest,
+            start=min(offset, digest.size_bytes),
+            end=range_end(digest, offset, length),
+            verify=is_whole(digest, offset, length),
+        )
+        self._reading[path] += 1
+        try:
+            with disk_errors(f"reading blob {digest}"):
+                used_s = self._clock.now_s()
+                piece = await self._in_thread(self._begin_read, download, path, used_s)
+                while piece:
+                    yield piece
+                    if download.exhausted:
+                        break
+                    if self._clock.now_s() - used_s > _TOUCH_WHILE_READING_S:
+                        used_s = self._clock.now_s()
+                        await self._in_thread(download.touch, used_s)
+                    piece = await self._in_thread(download.next)
+        except Corrupt as corrupt:
+            await finish(self._in_thread(self._files.remove, tenant, digest), within_s=_CLEANUP_WITHIN_S)
+            _log.error("removed a corrupt blob", tenant=tenant, digest=str(digest), reason=corrupt.reason)
+            raise BlobCorrupt(
+                f"the stored bytes of blob {digest} do not match its digest ({corrupt.reason}); the blob was removed",
+                cure="Check the disk; store the content again.",
+                digest=str(digest),
+            ) from None
+        finally:
+            self._reading[path] -= 1
+            if not self._reading[path]:
+                del self._reading[path]
+            if not download.closed:
+                await finish(self._in_thread(download.close), within_s=_CLEANUP_WITHIN_S)
+
+    async def write(self, tenant: str, digest: Digest, content: AsyncIterable[bytes]) -> None:
+        check_tenant(tenant)
+        check_digest(digest)
+        check_blob_size(digest, self._limits)
+        async with self._turns.hold((tenant, digest)):
+            with disk_errors("looking for a blob"):
+                if await self._in_thread(self._files.use, tenant, digest, self._clock.now_s()):
+                    return
+            upload = self._files.new_upload(tenant, digest)
+            quota_bytes = self._quota_of(tenant)
+            if digest.size_bytes <= SMALL_BYTES:
+                data = await collect(content, digest)
+                with disk_errors(f"writing blob {digest}"):
+                    await self._in_thread(_write_at_once, upload, data, quota_bytes, self._clock.now_s())
+            else:
+                await self._write_stream(upload, digest, content, quota_bytes)
+
+    async def delete(self, tenant: str, digests: Collection[Digest]) -> None:
+        check_tenant(tenant)
+        with disk_errors("deleting blobs"):
+            for digest in digests:
+                check_digest(digest)
+                await self._in_thread(self._files.remove, tenant, digest)
+
+    async def clean(self, *, now_s: float) -> CleanReport:
+        """As the port says; also counts every tenant's bytes anew. Cancellation: safe, stops at the next blob."""
+        stop = threading.Event()
+        try:
+            with disk_errors("evicting blobs"):
+                return await self._in_thread(self._clean, now_s, stop)
+        finally:
+            stop.set()
+
+    async def usage(self, tenant: str | None = None) -> StoreUsage:
+        if tenant is not None:
+            check_tenant(tenant)
+        with disk_errors("counting blobs"):
+            return await self._in_thread(self._files.usage, tenant)
+
+    async def _write_stream(
+        self, upload: Upload, digest: Digest, content: AsyncIterable[bytes], quota_bytes: int | None
+    ) -> None:
+        try:
+            with disk_errors(f"writing blob {digest}"):
+                await self._in_thread(upload.begin, quota_bytes)
+            batch: list[bytes] = []
+            batch_bytes = received_bytes = 0
+            async for piece in content:
+                batch.append(piece)
+                batch_bytes += len(piece)
+                received_bytes += len(piece)
+                if received_bytes > digest.size_bytes:
+                    raise content_too_long(digest)
+                if batch_bytes >= PIECE_BYTES:
+                    with disk_errors(f"writing blob {digest}"):
+                        await self._in_thread(upload.append, batch)
+                    batch, batch_bytes = [], 0
+            with disk_errors(f"writing blob {digest}"):
+                await self._in_thread(upload.append, batch)
+                await self._in_thread(upload.commit, self._clock.now_s())
+        finally:
+            if not upload.closed:
+                await finish(self._in_thread(upload.discard), within_s=_CLEANUP_WITHIN_S)
+
+    def _begin_read(self, download: Download, path: str, now_s: float) -> bytes:
+        used_s, piece = download.begin()
+        self._files.touch(path, used_s=used_s, now_s=now_s)
+        return piece
+
+    def _missing_of(self, tenant: str, digests: list[Digest], now_s: float) -> set[Digest]:
+        return {digest for digest in digests if not self._files.use(tenant, digest, now_s)}
+
+    def _clean(self, now_s: float, stop: threading.Event) -> CleanReport:
+        return self._files.clean(self._limits, now_s=now_s, is_pinned=self._reading.__contains__, stop=stop)
+
+    def _quota_of(self, tenant: str) -> int | None:
+        own = self._quota_bytes(tenant)
+        return self._limits.tenant_bytes if own is None else own
+
+    async def _close(self) -> None:
+        await self._in_thread(self._files.close)
+        await asyncio.to_thread(self._threads.shutdown)
+
+    async def _in_thread(self, step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: step(*args, **kwargs))
+
+
+def _write_at_once(upload: Upload, data: bytes, quota_bytes: int | None, now_s: float) -> None:
+    try:
+        upload.begin(quota_bytes)
+        upload.append([data])
+        upload.commit(now_s)
+    finally:
+        upload.discard()

@@ -1,0 +1,182 @@
+"""One blob on its way to or from the disk. Runs in threads; nothing here awaits.
+
+The event loop may be cancelled while a thread works for it. So every transfer has a lock: closing waits for the
+step that runs, and a step that starts after closing finds it closed and does nothing.
+"""
+
+import os
+import threading
+
+from corral.blobs.adapters.disk_accounts import Accounts, incoming_name
+from corral.blobs.adapters.disk_layout import DiskLayout, sync_directory
+from corral.blobs.machine import PIECE_BYTES, content_differs, content_too_long
+from corral.kernel.digest import Digest, Digester, new_hasher
+from corral.kernel.errors import NotFound, StoreUnavailable
+
+
+class Upload:
+    """A blob that is being written: reserved, then a half-written file, then (commit) a blob, or (discard) nothing."""
+
+    def __init__(
+        self, layout: DiskLayout, accounts: Accounts, *, incoming: str, number: int, tenant: str, digest: Digest
+    ) -> None:
+        self._layout = layout
+        self._accounts = accounts
+        self._tenant = tenant
+        self._digest = digest
+        self._digester = Digester(digest.function)
+        self._temporary = f"{incoming}/{incoming_name(tenant, digest.size_bytes, number)}"
+        self._descriptor = -1
+        self._reserved = False
+        self.closed = False
+        self._lock = threading.Lock()
+
+    def begin(self, quota_bytes: int | None) -> None:
+        """Reserve room and open the half-written file. Raises QuotaExceeded, OSError."""
+        with self._lock:
+            self._check_open()
+            self._accounts.add(self._tenant, self._digest.size_bytes, quota_bytes=quota_bytes)
+            self._reserved = True
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            self._descriptor = os.open(self._temporary, flags, 0o600)
+
+    def append(self, pieces: list[bytes]) -> None:
+        """Hash and write the next pieces. Raises InvalidSpec as soon as there is too much."""
+        with self._lock:
+            self._check_open()
+            if self._digester.size_bytes + sum(map(len, pieces)) > self._digest.size_bytes:
+                raise content_too_long(self._digest)
+            for piece in pieces:
+                self._digester.update(piece)
+                view = memoryview(piece)
+                while view:
+                    view = view[os.write(self._descriptor, view) :]
+
+    def commit(self, now_s: float) -> None:
+        """Verify, make durable, make visible. Raises InvalidSpec when the content is not what was announced."""
+        with self._lock:
+            self._check_open()
+            if (found := self._digester.digest()) != self._digest:
+                raise content_differs(self._digest, found=found)
+            final = self._layout.blob(self._tenant, self._digest)
+            os.utime(self._descriptor, (now_s, now_s))
+            os.fsync(self._descriptor)
+            shard = self._durable_shard(final)
+            if not os.path.lexists(final):  # else another process was faster: discard gives the room back
+                os.rename(self._temporary, final)
+                self._reserved = False
+            sync_directory(shard)
+            self._close()
+
+    def discard(self) -> None:
+        """Remove what is not committed; idempotent."""
+        with self._lock:
+            self._close()
+
+    def _close(self) -> None:
+        self.closed = True
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+        if self._reserved:
+            self._reserved = False
+            try:
+                os.unlink(self._temporary)
+            except FileNotFoundError:
+                pass  # opening it had failed
+            finally:
+                self._accounts.subtract(self._tenant, blobs=1, size_bytes=self._digest.size_bytes)
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise StoreUnavailable("this upload was given up")
+
+    def _durable_shard(self, final: str) -> str:
+        shard = os.path.dirname(final)
+        for folder in (os.path.dirname(shard), shard):
+            try:
+                os.mkdir(folder, 0o700)
+            except FileExistsError:
+                continue
+            sync_directory(os.path.dirname(folder))
+        return shard
+
+
+class Corrupt(Exception):
+    """The bytes on the disk are not what their name says; ``reason`` says how. The store turns it into BlobCorrupt."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Download:
+    """A blob that is being read; a whole read is verified before its last piece leaves."""
+
+    def __init__(self, path: str, digest: Digest, *, start: int, end: int, verify: bool) -> None:
+        self._path = path
+        self._digest = digest
+        self._position = start
+        self._end = end
+        self._hasher = new_hasher(digest.function) if verify else None
+        self._descriptor = -1
+        self.closed = False
+        self._lock = threading.Lock()
+
+    @property
+    def exhausted(self) -> bool:
+        """Nothing is left to read."""
+        return self._position >= self._end
+
+    def begin(self) -> tuple[float, bytes]:
+        """Open; returns the last use that is on record and the first piece. Raises NotFound, Corrupt, OSError."""
+        with self._lock:
+            if self.closed:
+                raise StoreUnavailable("this download was given up")
+            try:
+                self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            except FileNotFoundError:
+                raise NotFound(f"no blob {self._digest}", digest=str(self._digest)) from None
+            status = os.fstat(self._descriptor)
+            if status.st_size != self._digest.size_bytes:
+                raise Corrupt(f"{status.st_size} bytes are stored")
+            return status.st_mtime, self._next()
+
+    def next(self) -> bytes:
+        """The next piece, empty at the end. Raises Corrupt, OSError."""
+        with self._lock:
+            return self._next()
+
+    def touch(self, now_s: float) -> None:
+        """Mark as used while a long read goes on."""
+        with self._lock:
+            if not self.closed:
+                os.utime(self._descriptor, (now_s, now_s))
+
+    def close(self) -> None:
+        """Let go of the file; idempotent."""
+        with self._lock:
+            self._close()
+
+    def _next(self) -> bytes:
+        if self.closed:
+            return b""
+        piece = b""
+        if wanted := min(PIECE_BYTES, self._end - self._position):
+            piece = os.pread(self._descriptor, wanted, self._position)
+            if not piece:
+                raise Corrupt(f"it ends after {self._position} bytes")
+            self._position += len(piece)
+        if self._hasher is not None:
+            self._hasher.update(piece)
+        if self.exhausted:
+            self._close()
+            if self._hasher is not None and (found := self._hasher.digest().hex()) != self._digest.hash:
+                raise Corrupt(f"its hash is {found}")
+        return piece
+
+    def _close(self) -> None:
+        self.closed = True
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1

@@ -1,0 +1,36 @@
+"""Every blob store that needs no server passes the contract."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from corral.blobs.adapters.disk import DiskBlobs
+from corral.blobs.adapters.memory import MemoryBlobs
+from corral.blobs.model import StoreLimits
+from corral.blobs.ports import BlobStore
+from corral.testing.blob_contract import BLOB_LIMIT_BYTES, TENANT_QUOTA_BYTES, BlobStoreContract
+
+BOUNDS = StoreLimits(blob_bytes=BLOB_LIMIT_BYTES, tenant_bytes=TENANT_QUOTA_BYTES)
+
+
+class TestMemoryBlobs(BlobStoreContract):
+    @pytest.fixture
+    async def store(self) -> AsyncIterator[BlobStore]:
+        yield MemoryBlobs()
+
+    @pytest.fixture
+    async def bounded_store(self) -> AsyncIterator[BlobStore]:
+        yield MemoryBlobs(limits=BOUNDS)
+
+
+class TestDiskBlobs(BlobStoreContract):
+    @pytest.fixture
+    async def store(self, tmp_path: Path) -> AsyncIterator[BlobStore]:
+        async with DiskBlobs(tmp_path / "blobs") as store:
+            yield store
+
+    @pytest.fixture
+    async def bounded_store(self, tmp_path: Path) -> AsyncIterator[BlobStore]:
+        async with DiskBlobs(tmp_path / "blobs", limits=BOUNDS) as store:
+            yield store
