@@ -1,0 +1,1 @@
+"""`corral audit`: one file per verb."""

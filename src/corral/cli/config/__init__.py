@@ -1,0 +1,1 @@
+"""`corral config`: one file per verb."""

@@ -1,0 +1,117 @@
+"""The entry point: the table of nouns and verbs, and the one place where errors become text and exit status.
+
+Exit status: 0 done, 1 failed, 2 the command line or the request is wrong, 3 no scheduler answers; `corral run` exits
+with the command's own status.
+"""
+
+import os
+import sys
+import traceback
+from typing import Annotated, Any, Final
+
+import typer
+
+from corral import __version__
+from corral.cli.lazy import Verb, lazy_app
+from corral.cli.output import note
+from corral.kernel.errors import CallerError, CorralError, InvalidSpec, SchedulerUnavailable
+
+FAILED: Final = 1
+USAGE: Final = 2
+UNREACHABLE: Final = 3
+INTERRUPTED: Final = 130
+
+_WORK: Final = "Work"
+_OPERATE: Final = "Operate"
+VERBS: Final = {
+    "run": Verb("corral.cli.run", "Run a command in a sandbox: upload, queue, follow, fetch.", _WORK),
+    "task": Verb("corral.cli.task.group", "Submit, list, show, follow, cancel and rerun tasks.", _WORK),
+    "why": Verb("corral.cli.why", "Say why a task is pending, was cold, failed or was refused.", _WORK),
+    "up": Verb("corral.cli.up", "Start everything on this machine: a scheduler and a worker.", _OPERATE),
+    "scheduler": Verb("corral.cli.scheduler", "Start only a scheduler.", _OPERATE),
+    "worker": Verb("corral.cli.worker.group", "Start a worker; list and drain workers.", _OPERATE),
+    "doctor": Verb("corral.cli.doctor", "Try every kind of isolation on this machine and say what works.", _OPERATE),
+    "audit": Verb("corral.cli.audit.group", "Who ran what.", _OPERATE),
+    "token": Verb("corral.cli.token.group", "Make tokens for tenants and workers.", _OPERATE),
+    "config": Verb("corral.cli.config.group", "Show or check the configuration.", _OPERATE),
+}
+
+app = lazy_app(VERBS, "Run other people's code, each piece in an isolated, warm sandbox.")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"corral {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def corral(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Run other people's code, each piece in an isolated, warm sandbox."""
+
+
+def main() -> None:
+    """Run the command line and leave the process with the right status."""
+    try:
+        status = _run(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read our output has left, as `head` does: leave quietly, and keep Python from flushing once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 128 + 13
+    sys.exit(status)
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        result: Any = app(arguments, prog_name="corral", standalone_mode=False)
+    except CorralError as error:
+        return _tell(error)
+    except (KeyboardInterrupt, EOFError):
+        return INTERRUPTED
+    except Exception as error:
+        # Typer brings its own copy of click, and only its errors know how to show themselves.
+        show = getattr(error, "show", None)
+        if show is not None:
+            show()
+            return int(getattr(error, "exit_code", USAGE))
+        if type(error).__name__ == "Abort":
+            return INTERRUPTED
+        return _tell_bug(error)
+    return result if isinstance(result, int) else 0
+
+
+def _tell(error: CorralError) -> int:
+    _debug()
+    mistakes = error.mistakes if isinstance(error, InvalidSpec) else ()
+    note("error", error.message)
+    if len(mistakes) > 1:
+        for mistake in mistakes:
+            note("", f"  - {mistake}")
+    if error.cure:
+        note("hint", error.cure)
+    if isinstance(error, SchedulerUnavailable):
+        return UNREACHABLE
+    return USAGE if isinstance(error, CallerError) else FAILED
+
+
+def _tell_bug(error: Exception) -> int:
+    _debug()
+    note("error", f"corral failed: {type(error).__name__}: {error}")
+    note("hint", "this is a mistake in Corral; run it again with CORRAL_DEBUG=1 and report what it prints")
+    return FAILED
+
+
+def _debug() -> None:
+    if os.environ.get("CORRAL_DEBUG"):
+        traceback.print_exc()
+
+
+
+
+if __name__ == "__main__":
+    main()

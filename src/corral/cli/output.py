@@ -1,0 +1,118 @@
+"""Everything that the command line prints goes through here: JSON or text, colours or not, escapes made harmless.
+
+Rich is imported only when something is drawn with it, because many commands print nothing but plain text.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_CONTROL: Final = re.compile(rb"\x1b\[[0-9;:]*m|[\x00-\x08\x0b-\x1f\x7f]|\xc2[\x80-\x9f]")
+_COLOUR: Final = re.compile(rb"\x1b\[[0-9;:]*m")
+PHASE_STYLES: Final = {
+    "unscheduled": "dim",
+    "pending": "yellow",
+    "running": "cyan",
+    "completed": "green",
+    "failed": "red",
+    "exception": "magenta",
+}
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout, indented."""
+    text = msgspec.json.format(msgspec.json.encode(value, order="deterministic"), indent=2)
+    sys.stdout.write(text.decode() + "\n")
+
+
+def note(label: str, text: str) -> None:
+    """One line on stderr: ``corral: error: …``; the label is coloured on a terminal."""
+    text = safe_text(text)
+    if not label:
+        sys.stderr.write(text + "\n")
+        return
+    colour = {"error": "31;1", "hint": "36", "warning": "33"}.get(label, "1")
+    shown = f"\x1b[{colour}m{label}:\x1b[0m" if colours(sys.stderr) else f"{label}:"
+    sys.stderr.write(f"corral: {shown} {text}\n")
+
+
+def console(*, stderr: bool = False) -> "Console":
+    """A Rich console on stdout or stderr."""
+    from rich.console import Console  # noqa: PLC0415 (half of the commands draw nothing)
+
+    return Console(stderr=stderr, highlight=False, soft_wrap=not (sys.stderr if stderr else sys.stdout).isatty())
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, empty: str) -> None:
+    """A table on a terminal; tab-separated lines when piped. Cells may not hold markup; a phase gets its colour."""
+    if not rows:
+        note("", empty)
+        return
+    if not sys.stdout.isatty():
+        for row in rows:
+            sys.stdout.write("\t".join(safe_text(cell) for cell in row) + "\n")
+        return
+    from rich import box  # noqa: PLC0415 (only when a table is drawn)
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(safe_text(cell), style=PHASE_STYLES.get(cell.split(" ", 1)[0], "")) for cell in row))
+    console().print(table)
+
+
+def print_fields(fields: Sequence[tuple[str, str]]) -> None:
+    """Aligned ``name  value`` lines; empty values are left out."""
+    shown = [(name, value) for name, value in fields if value]
+    width = max((len(name) for name, _ in shown), default=0)
+    bold, plain = ("\x1b[1m", "\x1b[0m") if colours(sys.stdout) else ("", "")
+    for name, value in shown:
+        sys.stdout.write(f"{bold}{name:<{width}}{plain}  {safe_text(value)}\n")
+
+
+def safe_bytes(data: bytes) -> bytes:
+    """Bytes of other people that are fit for a terminal: colours stay, every other control sequence is shown as text.
+
+    An escape sequence could otherwise retitle, reprogram or type into the reader's terminal.
+    """
+    return _CONTROL.sub(_shown, data)
+
+
+def safe_text(text: str) -> str:
+    """Text of other people without any control character but newline and tab."""
+    return "".join(
+        char if char in "\n\t" or (char.isprintable() and char != "\x1b") else char.encode("unicode_escape").decode()
+        for char in text
+    )
+
+
+def _shown(match: re.Match[bytes]) -> bytes:
+    found = match[0]
+    if found == b"\r" or (_COLOUR.fullmatch(found) and colours(sys.stdout)):
+        return found
+    if _COLOUR.fullmatch(found):
+        return b""
+    return "".join(f"\\x{byte:02x}" for byte in found).encode()
+
+
+def colours(stream: Any) -> bool:
+    """True on a terminal that wants colours (NO_COLOR, no-color.org, wins)."""
+    return bool(stream.isatty()) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def at(seconds: float | None) -> str:
+    """An instant for people, local time; "" for none."""
+    if seconds is None:
+        return ""
+    return datetime.fromtimestamp(seconds, tz=UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")

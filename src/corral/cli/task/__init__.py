@@ -1,0 +1,1 @@
+"""`corral task`: one file per verb."""

@@ -1,0 +1,1 @@
+"""`corral token`: one file per verb."""

@@ -1,0 +1,1 @@
+"""`corral worker`: one file per verb."""

@@ -1,0 +1,88 @@
+"""The caller's part of the blob store: what is missing, put, get."""
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Annotated, Any, Final
+
+from litestar import Controller, Request, Response, get, post, put
+from litestar.params import Body, Parameter
+from litestar.response import Stream
+
+from corral.client.model import Digests
+from corral.doors.rest.services import Caller, Services
+from corral.kernel.digest import Digest
+from corral.kernel.errors import InvalidSpec, NotFound, TooLarge
+
+_ASKED_MAX: Final = 10_000
+
+DigestText = Annotated[str, Parameter(description="`b3:<hex>-<size>` or `sha256:<hex>-<size>`")]
+
+
+class BlobDoor(Controller):
+    """`/blobs`"""
+
+    path = "/blobs"
+    tags = ("blobs",)
+
+    @post("/find-missing", status_code=200, summary="Which of these digests are not stored")
+    async def find_missing(
+        self, services: Services, caller: Caller, data: Annotated[Digests, Body(description="Digests to look for")]
+    ) -> Digests:
+        """A digest that is not returned was marked as used now."""
+        if len(data.digests) > _ASKED_MAX:
+            raise InvalidSpec(f"digests: more than {_ASKED_MAX} in one request", field="digests")
+        missing = await services.blobs.find_missing(caller.tenant, [Digest.parse(text) for text in data.digests])
+        return Digests(digests=tuple(sorted(str(digest) for digest in missing)))
+
+    @put(
+        "/{digest:str}",
+        status_code=201,
+        summary="Store a blob",
+        description="The body is verified against the digest while it is written; a blob that is there already is fine.",
+        request_max_body_size=None,
+    )
+    async def write(
+        self, request: Request[Any, Any, Any], services: Services, caller: Caller, digest: DigestText
+    ) -> Response[None]:
+        """Nothing becomes visible unless all of it arrived and matches."""
+        named = Digest.parse(digest)
+        if named.size_bytes > services.limits.blob_bytes:
+            raise TooLarge(f"the blob has {named.size_bytes} bytes; the limit is {services.limits.blob_bytes}")
+        await services.blobs.write(caller.tenant, named, _bounded(request, named))
+        return Response(None, status_code=201)
+
+    @get("/{digest:str}", summary="Read a blob")
+    async def read(
+        self,
+        services: Services,
+        caller: Caller,
+        digest: DigestText,
+        offset: Annotated[int, Parameter(ge=0)] = 0,
+        length: Annotated[int | None, Parameter(ge=0)] = None,
+    ) -> Stream:
+        """A part of it with ``offset`` and ``length``."""
+        named = Digest.parse(digest)
+        if await services.blobs.find_missing(caller.tenant, [named]):
+            raise NotFound(f"there is no blob {digest}")
+        services.streams.check_room()
+        left = max(0, named.size_bytes - offset)
+        size = left if length is None else min(length, left)
+        return Stream(
+            _held(services, services.blobs.read(caller.tenant, named, offset=offset, length=length)),
+            media_type="application/octet-stream",
+            headers={"content-length": str(size), "x-content-type-options": "nosniff"},
+        )
+
+
+async def _bounded(request: Request[Any, Any, Any], digest: Digest) -> AsyncGenerator[bytes, None]:
+    received = 0
+    async for piece in request.stream():
+        received += len(piece)
+        if received > digest.size_bytes:
+            raise InvalidSpec(f"the body is longer than the {digest.size_bytes} bytes that its digest names")
+        yield piece
+
+
+async def _held(services: Services, pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+    with services.streams.writing():
+        async for piece in pieces:
+            yield piece

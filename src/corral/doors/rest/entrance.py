@@ -1,0 +1,95 @@
+"""What every request passes: an id, the check of its origin, and the question who asks."""
+
+import ipaddress
+import re
+import secrets
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from litestar import Request
+from litestar.connection import ASGIConnection
+from litestar.enums import ScopeType
+from litestar.handlers import BaseRouteHandler
+from litestar.middleware import ASGIMiddleware
+from litestar.types import ASGIApp, Message, Receive, Scope, Send
+
+from corral.doors.rest.problems import request_id
+from corral.doors.rest.services import Caller, Services
+from corral.kernel.errors import Refused
+
+_ACCEPTED_ID: Final = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
+
+
+class RequestIds(ASGIMiddleware):
+    """Gives every request an id (the caller's own ``x-request-id`` when it is sane) and answers with it."""
+
+    scopes = (ScopeType.HTTP,)
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
+        given = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"x-request-id"), "")
+        chosen = given if _ACCEPTED_ID.fullmatch(given) else f"req_{secrets.token_hex(8)}"
+        scope.setdefault("state", {})["request_id"] = chosen
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", []), (b"x-request-id", chosen.encode())]
+            await send(message)
+
+        await next_app(scope, receive, send_with_id)
+
+
+def authenticate(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
+    """Guard of the whole API: finds out who asks and keeps it for the handler.
+
+    Raises: Unauthenticated; Refused for a browser page of another origin, which must not use a loopback door that
+    asks for no token (DNS rebinding and cross-site requests come with a foreign Host or Origin).
+    """
+    services: Services = connection.app.state.services
+    if not services.identities.tokens_needed():
+        _check_origin(connection)
+    header = connection.headers.get("authorization", "")
+    scheme, _, credentials = header.partition(" ")
+    connection.state["caller"] = services.identities.authenticate(
+        credentials.strip() if scheme.lower() == "bearer" else None,
+        remote_is_loopback=_is_loopback(connection.client.host if connection.client else ""),
+        request_id=str(connection.scope.get("state", {}).get("request_id", "")),
+    )
+
+
+def provide_caller(request: Request[Any, Any, Any]) -> Caller:
+    """The caller that the guard found."""
+    caller: Caller = request.state["caller"]
+    return caller
+
+
+def provide_services(request: Request[Any, Any, Any]) -> Services:
+    """What the composition root put together."""
+    services: Services = request.app.state.services
+    return services
+
+
+def must_be_admin(caller: Caller, request: Request[Any, Any, Any]) -> None:
+    """Raises Refused for a caller who may not see or steer the whole fleet."""
+    if not caller.admin:
+        raise Refused("this needs an administrator's token", request_id=request_id(request))
+
+
+def _check_origin(connection: ASGIConnection[Any, Any, Any, Any]) -> None:
+    host = connection.headers.get("host", "")
+    if not _is_loopback(urlsplit(f"//{host}").hostname or ""):
+        raise Refused(
+            f'the Host header "{host[:100]}" names another machine; without tokens only loopback names are served',
+            cure="use http://127.0.0.1, or configure tenants with tokens",
+        )
+    origin = connection.headers.get("origin", "")
+    if origin and urlsplit(origin).netloc != host:
+        raise Refused(f'a page of "{origin[:100]}" may not use this scheduler')
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,44 @@
+"""Workers: look, drain, take back."""
+
+from litestar import Controller, Request, get, post
+
+from corral.client.model import WorkerList, WorkerView
+from corral.doors.rest.entrance import must_be_admin
+from corral.doors.rest.services import Caller, Services
+from corral.kernel.errors import NotFound
+
+
+class WorkerDoor(Controller):
+    """`/workers`"""
+
+    path = "/workers"
+    tags = ("fleet",)
+
+    @get(summary="All workers that are not forgotten")
+    async def all(self, services: Services, caller: Caller) -> WorkerList:
+        """Every tenant may see them; only administrators steer them."""
+        return WorkerList(workers=tuple(await services.fleet.workers()))
+
+    @get("/{worker_id:str}", summary="One worker")
+    async def one(self, services: Services, caller: Caller, worker_id: str) -> WorkerView:
+        """Its state as last heard."""
+        for worker in await services.fleet.workers():
+            if worker.id == worker_id:
+                return worker
+        raise NotFound(f"there is no worker {worker_id}")
+
+    @post("/{worker_id:str}/drain", status_code=200, summary="Let a worker finish what it runs and take nothing new")
+    async def drain(
+        self, request: Request[object, object, object], services: Services, caller: Caller, worker_id: str
+    ) -> WorkerView:
+        """For administrators."""
+        must_be_admin(caller, request)
+        return await services.fleet.drain(caller, worker_id, drain=True)
+
+    @post("/{worker_id:str}/undrain", status_code=200, summary="Let a draining worker take work again")
+    async def undrain(
+        self, request: Request[object, object, object], services: Services, caller: Caller, worker_id: str
+    ) -> WorkerView:
+        """For administrators."""
+        must_be_admin(caller, request)
+        return await services.fleet.drain(caller, worker_id, drain=False)

@@ -1,0 +1,36 @@
+"""What the ledger holds: audit rows of the tenant, security events for administrators."""
+
+from litestar import Controller, Request, get
+
+from corral.client.fleet import AuditPage, SecurityEventPage
+from corral.doors.rest.entrance import must_be_admin
+from corral.doors.rest.services import Caller, Services
+from corral.doors.rest.tasks import After, Limit, page_rows
+
+
+class LedgerDoor(Controller):
+    """`/audit` and `/security-events`"""
+
+    path = ""
+    tags = ("ledger",)
+
+    @get("/audit", summary="One row per run, newest first")
+    async def audit(
+        self, services: Services, caller: Caller, task_id: str = "", limit: Limit = 50, after: After = ""
+    ) -> AuditPage:
+        """Only the caller's tenant."""
+        rows = page_rows(services, limit)
+        return await services.ledger.audit(caller.tenant, task_id=task_id, limit=rows, after=after)
+
+    @get("/security-events", summary="One event per refusal, newest first; for administrators")
+    async def security_events(
+        self,
+        request: Request[object, object, object],
+        services: Services,
+        caller: Caller,
+        limit: Limit = 50,
+        after: After = "",
+    ) -> SecurityEventPage:
+        """Of all tenants."""
+        must_be_admin(caller, request)
+        return await services.ledger.security_events(limit=page_rows(services, limit), after=after)

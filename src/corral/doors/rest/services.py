@@ -1,0 +1,172 @@
+"""What the REST door stands on: small Protocols that name exactly what it calls, and the bundle of them.
+
+The door decides nothing: every rule lives behind these.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from corral.blobs.ports import BlobStore
+from corral.client.fleet import AuditPage, SecurityEventPage
+from corral.client.model import ArtifactList, TaskPage, TaskView, Why, WorkerView
+from corral.kernel.clock import Clock
+from corral.kernel.errors import CapacityError
+from corral.tasks.model import TaskDefinition, TaskEvent
+
+
+class Caller(Protocol):
+    """Who asks: a tenant's token, or an administrator."""
+
+    @property
+    def tenant(self) -> str: ...
+
+    @property
+    def name(self) -> str:
+        """For records: who acted."""
+        ...
+
+    @property
+    def admin(self) -> bool:
+        """True when the caller may see and steer the whole fleet."""
+        ...
+
+
+class Identities(Protocol):
+    """Tokens to callers."""
+
+    def authenticate(self, bearer: str | None, *, remote_is_loopback: bool, request_id: str) -> Caller:
+        """Raises Unauthenticated, after recording a security event."""
+        ...
+
+    def tokens_needed(self) -> bool:
+        """False when callers on loopback need none."""
+        ...
+
+
+class TaskDesk(Protocol):
+    """The queue as users see it. Unknown ids and other tenants' ids raise NotFound alike."""
+
+    async def submit(
+        self, caller: Caller, definitions: Sequence[TaskDefinition], *, idempotency_key: str
+    ) -> Sequence[TaskView]: ...
+
+    async def get(self, tenant: str, task_id: str) -> TaskView: ...
+
+    async def page(
+        self, tenant: str, *, phase: str, group: str, name: str, limit: int, after: str
+    ) -> TaskPage: ...
+
+    async def cancel(self, caller: Caller, task_id: str) -> TaskView: ...
+
+    async def cancel_group(self, caller: Caller, group: str) -> Sequence[TaskView]: ...
+
+    async def rerun(self, caller: Caller, task_id: str) -> TaskView: ...
+
+    async def story(self, tenant: str, task_id: str) -> Sequence[TaskEvent]: ...
+
+    async def why(self, tenant: str, task_id: str) -> Why: ...
+
+    async def artifacts(self, tenant: str, task_id: str, run: int | None) -> ArtifactList: ...
+
+    async def events(
+        self, tenant: str, *, after_seq: int, task_id: str, group: str, limit: int
+    ) -> Sequence[TaskEvent]: ...
+
+    async def last_seq(self, tenant: str) -> int: ...
+
+    async def wait_changed(self, *, within_s: float) -> None:
+        """Return when some task changed, or after ``within_s``."""
+        ...
+
+
+class LogReader(Protocol):
+    """The logs of runs; whoever calls has checked the tenant."""
+
+    def read(
+        self, tenant: str, task_id: str, run: int, *, offset: int, follow: bool, log: str
+    ) -> AsyncIterator[bytes]:
+        """Bytes from ``offset``; ``log`` is the finished log's digest, "" while there is none."""
+        ...
+
+
+class FleetDesk(Protocol):
+    """The fleet as operators see it."""
+
+    async def workers(self) -> Sequence[WorkerView]: ...
+
+    async def drain(self, caller: Caller, worker_id: str, *, drain: bool) -> WorkerView: ...
+
+
+class LedgerDesk(Protocol):
+    """What the ledger holds."""
+
+    async def audit(self, tenant: str, *, task_id: str, limit: int, after: str) -> AuditPage: ...
+
+    async def security_events(self, *, limit: int, after: str) -> SecurityEventPage: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestLimits:
+    """Bounds of the door; see ``scheduler.http_limits`` in the configuration."""
+
+    body_bytes: int = 8 * 1024**2
+    blob_bytes: int = 64 * 1024**3
+    batch_tasks: int = 1000
+    page_rows: int = 1000
+    wait_s: float = 30.0
+    streams: int = 1000
+
+
+class OpenStreams:
+    """The answers that are still being written, so that a stop can break them off.
+
+    Breaking is right: a reader that sees a broken stream takes it up again elsewhere; one that sees an orderly end
+    would believe that the log is complete.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._writers: set[asyncio.Task[Any]] = set()
+
+    @contextmanager
+    def writing(self) -> Any:
+        """Hold one of the bounded places while the body writes. Raises CapacityError when all are taken."""
+        if len(self._writers) >= self._limit:
+            raise CapacityError(f"{self._limit} streams are open already, the limit of this scheduler")
+        writer = asyncio.current_task()
+        assert writer is not None  # only coroutines get here
+        self._writers.add(writer)
+        try:
+            yield
+        finally:
+            self._writers.discard(writer)
+
+    def check_room(self) -> None:
+        """Raises CapacityError now, while an error can still be answered."""
+        with self.writing():
+            pass
+
+    def break_off(self) -> int:
+        """Cancel all; how many."""
+        for writer in self._writers:
+            writer.cancel()
+        return len(self._writers)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """Everything the door needs, put together by the composition root."""
+
+    identities: Identities
+    tasks: TaskDesk
+    logs: LogReader
+    blobs: BlobStore
+    fleet: FleetDesk
+    ledger: LedgerDesk
+    clock: Clock
+    metrics: Callable[[], Mapping[str, float]]
+    limits: RestLimits = field(default_factory=RestLimits)
+    streams: OpenStreams = field(default_factory=lambda: OpenStreams(1000))
