@@ -15,10 +15,12 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
-import asyncpg
 import pytest
+from sqlalchemy import NullPool
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from corral.database.engine import Database
+from corral.database.url import DatabaseUrl
 from corral.database.version import migrate
 
 POSTGRES_USER = "postgres"
@@ -108,19 +110,8 @@ def _start_postgres(directory: Path) -> "subprocess.Popen[bytes]":
         shutil.chown(directory, POSTGRES_USER, POSTGRES_USER)
         as_user = ["setpriv", f"--reuid={POSTGRES_USER}", f"--regid={POSTGRES_USER}", "--clear-groups"]
     data, log = directory / "data", directory / "log"
-    initdb = [
-        folder / "initdb",
-        "-D",
-        data,
-        "-U",
-        POSTGRES_USER,
-        "-A",
-        "trust",
-        "-E",
-        "UTF8",
-        "--locale=C",
-        "--no-sync",
-    ]
+    initdb = [str(folder / "initdb"), f"--pgdata={data}", f"--username={POSTGRES_USER}", "--auth=trust"]
+    initdb += ["--encoding=UTF8", "--locale=C", "--no-sync"]
     made = subprocess.run([*as_user, *initdb], capture_output=True, check=False, timeout=60, cwd=directory)
     if made.returncode != 0:
         pytest.skip(f"PostgreSQL's initdb failed: {made.stderr.decode(errors='replace')[-500:]}")
@@ -133,10 +124,10 @@ def _start_postgres(directory: Path) -> "subprocess.Popen[bytes]":
         "shared_buffers": "32MB",
         "max_connections": "200",
     }
-    options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
+    options = [f"--{name}={value}" for name, value in settings.items()]
     with log.open("wb") as output:
         server = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "QUIT", *as_user[1:], folder / "postgres", "-D", data, *options],
+            ["setpriv", "--pdeathsig", "QUIT", *as_user[1:], str(folder / "postgres"), "-D", str(data), *options],
             stdout=output,
             stderr=output,
             cwd=directory,
@@ -157,10 +148,8 @@ def _await_answer(ask: list[str | Path], server: "subprocess.Popen[bytes]", log:
 
 def _administer(url: str, statement: str) -> None:
     async def carry_out() -> None:
-        connection = await asyncpg.connect(url)
-        try:
-            await connection.execute(statement)
-        finally:
-            await connection.close()
+        engine = create_async_engine(DatabaseUrl.parse(url).url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+        async with engine.connect() as connection:
+            await connection.exec_driver_sql(statement)
 
     asyncio.run(carry_out())

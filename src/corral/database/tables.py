@@ -52,9 +52,7 @@ tasks: Final = Table(
     Column("id", Text, primary_key=True),  # task_…; sorts by birth
     Column("tenant", Text, nullable=False),
     Column("phase", Text, nullable=False),  # of tasks.model.Phase
-    Column(
-        "rank", Integer, nullable=False
-    ),  # of tasks.model.Priority: 0 highest (served first) … 4 lowest
+    Column("rank", Integer, nullable=False),  # of tasks.model.Priority: 0 highest (served first) … 4 lowest
     Column("created_s", Double, nullable=False),
     Column("group_id", Text, nullable=False),
     Column("name", Text, nullable=False),

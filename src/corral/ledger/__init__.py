@@ -1,0 +1,1 @@
+"""The ledger: one audit row per run, one security event per refusal."""

@@ -1,0 +1,175 @@
+"""The ledger's shell: takes security events without waiting, writes them in batches, answers questions.
+
+A refusal never waits for the disk and never fails because the ledger did. Each event leaves one structured log line at
+once; the row follows within ``flush_s``. When the database cannot keep up, the oldest events that wait are
+counted and dropped (their log lines stand), and one event tells how many.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Final
+
+import msgspec
+import structlog
+
+from corral.database.engine import Database
+from corral.kernel.clock import Clock
+from corral.kernel.concurrency import background
+from corral.kernel.errors import CorralError
+from corral.ledger.machine import cleaned
+from corral.ledger.model import AuditEntry, AuditRow, Page, SecurityEntry, SecurityEvent
+from corral.ledger.ports import AuditRows, SecurityEvents
+
+_log = structlog.get_logger("corral.security")
+_RETRY_FIRST_S: Final = 1.0
+_RETRY_LAST_S: Final = 30.0
+
+
+class LedgerLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Bounds of the ledger; a section of the configuration.
+
+    Attributes:
+        events_waiting: security events held in memory while the database is slow.
+        batch: events written together.
+        flush_s: how long an event waits for others to be written with.
+        close_s: how long the last events may take when the process ends.
+        keep_s: how long audit rows and security events are kept.
+    """
+
+    events_waiting: int = 10_000
+    batch: int = 500
+    flush_s: float = 0.2
+    close_s: float = 5.0
+    keep_s: float = 400 * 86_400.0
+
+    def __post_init__(self) -> None:
+        for name in ("events_waiting", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1")
+        for name in ("flush_s", "close_s", "keep_s"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative")
+
+
+class Ledger:
+    """One per scheduler. Made by :meth:`open`."""
+
+    def __init__(
+        self, database: Database, clock: Clock, limits: LedgerLimits, rows: AuditRows, events: SecurityEvents
+    ) -> None:
+        self._database = database
+        self._clock = clock
+        self._limits = limits
+        self._rows = rows
+        self._events = events
+        self._waiting: deque[SecurityEvent] = deque()
+        self._arrived = asyncio.Event()
+        self._dropped = 0
+        self._closing = False
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls, database: Database, clock: Clock, limits: LedgerLimits, rows: AuditRows, events: SecurityEvents
+    ) -> "AsyncIterator[Ledger]":
+        """Start writing; at the end, what still waits is written within ``close_s``."""
+        ledger = cls(database, clock, limits, rows, events)
+        async with background(ledger._write_forever(), name="security-events") as writing:
+            try:
+                yield ledger
+            finally:
+                ledger._closing = True
+                ledger._arrived.set()
+                await asyncio.wait({writing}, timeout=limits.close_s)
+
+    def record_nowait(self, event: SecurityEvent) -> None:
+        """Log the event and queue it for the database; never waits, never raises."""
+        event = cleaned(event)
+        _log.warning(
+            event.kind,
+            component=event.component,
+            tenant=event.tenant,
+            actor=event.actor,
+            reason=event.reason,
+            request_id=event.request_id,
+            facts=event.facts,
+        )
+        if len(self._waiting) >= self._limits.events_waiting:
+            self._waiting.popleft()
+            self._dropped += 1
+        self._waiting.append(event)
+        self._arrived.set()
+
+    async def flush(self) -> None:
+        """Write everything that waits. Raises StoreUnavailable; then it still waits. Cancellation: as ``write``."""
+        while self._waiting or self._dropped:
+            await self._write_batch()
+
+    async def runs_of_task(self, tenant: str, task_id: str) -> Sequence[AuditRow]:
+        """The audit rows of a task, oldest run first."""
+        return await self._database.read(lambda connection: self._rows.of_task(connection, tenant, task_id))
+
+    async def audit_page(self, tenant: str | None, page: Page) -> Sequence[AuditEntry]:
+        """Audit rows, newest first; of all tenants for None."""
+        return await self._database.read(lambda connection: self._rows.page(connection, tenant, page))
+
+    async def security_page(self, tenant: str | None, page: Page) -> Sequence[SecurityEntry]:
+        """Security events, newest first; of all tenants for None."""
+        return await self._database.read(lambda connection: self._events.page(connection, tenant, page))
+
+    async def forget_old(self, *, limit: int = 1000) -> int:
+        """Remove what is older than ``keep_s``, at most ``limit`` of each kind; how many."""
+        before_s = self._clock.now_s() - self._limits.keep_s
+        rows = await self._database.write(lambda c: self._rows.forget(c, before_s=before_s, limit=limit))
+        return rows + await self._database.write(lambda c: self._events.forget(c, before_s=before_s, limit=limit))
+
+    async def _write_forever(self) -> None:
+        """Write what arrives; ends when closing and nothing waits, or when closing and the database refuses."""
+        pause_s = self._limits.flush_s
+        while True:
+            await self._wait_arrived()
+            await self._pause(pause_s)
+            try:
+                await self.flush()
+            except CorralError as error:
+                _log.error("security-events-not-written", code=error.code, error=str(error), count=len(self._waiting))
+                pause_s = min(max(_RETRY_FIRST_S, pause_s * 2), _RETRY_LAST_S)
+                self._arrived.set()  # they still wait
+            else:
+                pause_s = self._limits.flush_s
+            if self._closing:
+                return
+
+    async def _wait_arrived(self) -> None:
+        await self._arrived.wait()
+        self._arrived.clear()
+
+    async def _pause(self, seconds: float) -> None:
+        """Let further events arrive; not when closing."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while not self._closing:
+                    await self._wait_arrived()
+
+    async def _write_batch(self) -> None:
+        batch = [self._waiting.popleft() for _ in range(min(self._limits.batch, len(self._waiting)))]
+        dropped, self._dropped = self._dropped, 0
+        events = [*batch, _told_of_dropped(dropped, self._clock.now_s())] if dropped else batch
+        try:
+            await self._database.write(lambda connection: self._events.add(connection, events))
+        except CorralError:
+            self._waiting.extendleft(reversed(batch))
+            self._dropped += dropped
+            raise
+
+
+def _told_of_dropped(count: int, now_s: float) -> SecurityEvent:
+    return SecurityEvent(
+        at_s=now_s,
+        component="ledger",
+        kind="events-dropped",
+        reason=f"{count} security events came faster than the database took them; they stand in the process's log only",
+        facts={"count": count},
+    )
