@@ -25,6 +25,7 @@ from corral.ledger.ports import AuditRows, SecurityEvents
 _log = structlog.get_logger("corral.security")
 _RETRY_FIRST_S: Final = 1.0
 _RETRY_LAST_S: Final = 30.0
+_RETRY_CLOSING_S: Final = 0.1
 
 
 class LedgerLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -126,21 +127,21 @@ class Ledger:
         return rows + await self._database.write(lambda c: self._events.forget(c, before_s=before_s, limit=limit))
 
     async def _write_forever(self) -> None:
-        """Write what arrives; ends when closing and nothing waits, or when closing and the database refuses."""
+        """Write what arrives, trying again while the database fails; ends when closing and nothing waits."""
         pause_s = self._limits.flush_s
-        while True:
+        while not self._closing or self._waiting:
             await self._wait_arrived()
             await self._pause(pause_s)
             try:
                 await self.flush()
             except CorralError as error:
                 _log.error("security-events-not-written", code=error.code, error=str(error), count=len(self._waiting))
-                pause_s = min(max(_RETRY_FIRST_S, pause_s * 2), _RETRY_LAST_S)
                 self._arrived.set()  # they still wait
+                pause_s = min(max(_RETRY_FIRST_S, pause_s * 2), _RETRY_LAST_S)
+                if self._closing:
+                    await asyncio.sleep(_RETRY_CLOSING_S)
             else:
                 pause_s = self._limits.flush_s
-            if self._closing:
-                return
 
     async def _wait_arrived(self) -> None:
         await self._arrived.wait()
