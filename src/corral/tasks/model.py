@@ -149,6 +149,7 @@ class Resolved(msgspec.Struct, frozen=True, kw_only=True, tag="resolved"):
         end: ``sandboxes.model.End`` of the command, "" when it never ran.
         message: one sentence for the user; "" when there is nothing to say.
         inputs: digests of what went in.
+        env_digest: of the environment's names and values.
         log: digest of the finished, compressed log; "" when there is none.
     """
 
@@ -161,6 +162,7 @@ class Resolved(msgspec.Struct, frozen=True, kw_only=True, tag="resolved"):
     message: str = ""
     argv: tuple[str, ...] = ()
     image: str = ""
+    env_digest: str = ""
     inputs: tuple[str, ...] = ()
     artifacts: tuple[Artifact, ...] = ()
     log: str = ""

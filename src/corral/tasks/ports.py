@@ -3,7 +3,7 @@
 ``TaskSource`` is where claims come from: our own queue over gRPC, in memory in tests, or a Taskcluster deployment.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -54,3 +54,45 @@ class LogSink(Protocol):
     async def close(self, ref: RunRef, size_bytes: int) -> None:
         """No more bytes will come; the log is ``size_bytes`` long."""
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenantTerms:
+    """What the queue grants a tenant.
+
+    Attributes:
+        weight: its part of the fleet, relative to the other tenants'.
+        max_pending: tasks that may wait at once, unscheduled or pending.
+        max_running: runs that may be held at once.
+    """
+
+    weight: float = 1.0
+    max_pending: int = 100_000
+    max_running: int = 10_000
+
+
+class TenantBook(Protocol):
+    """What the queue must know of tenants."""
+
+    def names(self) -> Collection[str]:
+        """The configured tenants."""
+        ...
+
+    def terms(self, tenant: str) -> TenantTerms:
+        """The terms of a tenant; the defaults for one that is not configured (any more)."""
+        ...
+
+    def secrets(self, tenant: str, names: Collection[str]) -> Mapping[str, str]:
+        """Values of those of the named secrets that the tenant has."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerOffer:
+    """What a live worker offers to the queue."""
+
+    worker: str
+    runtimes: Collection[str]
+    slots: int
+    slots_free: int
+    draining: bool

@@ -209,13 +209,15 @@ async def pending(connection: AsyncConnection, tenant: str, count: int, runtimes
     return [_record(row) for row in await connection.execute(_PENDING, values)]
 
 
-async def loads(connection: AsyncConnection, tenants: Sequence[str], *, bound: int) -> list[Load]:
-    """What each tenant has pending (up to ``bound``) and running."""
+async def loads(
+    connection: AsyncConnection, tenants: Sequence[str], *, bound: int, runtimes: Sequence[str]
+) -> list[Load]:
+    """What each tenant has pending for a worker with these runtimes (up to ``bound``), and running."""
     answers: list[Load] = []
     for some in _slices(tenants, 100):
-        statement = sa.union_all(*(_load_of(tenant, bound) for tenant in some))
+        statement = sa.union_all(*(_load_of(tenant, bound, runtimes) for tenant in some))
         for row in await connection.execute(statement):
-            answers.append(Load(tenant=row[0], pending=row[1], running=row[2]))
+            answers.append(Load(tenant=row.tenant, pending=row.waiting, running=row.running))
     return answers
 
 
@@ -403,12 +405,20 @@ async def forget_submissions(connection: AsyncConnection, before_s: float) -> No
     await connection.execute(idempotency_keys.delete().where(idempotency_keys.c.created_s < before_s))
 
 
-def _load_of(tenant: str, bound: int) -> sa.Select[tuple[str, int, int]]:
+def _load_of(tenant: str, bound: int, runtimes: Sequence[str]) -> sa.Select[tuple[str, int, int]]:
     of_tenant = tasks.c.tenant == tenant
-    waiting = sa.select(sa.literal(1)).where(of_tenant, tasks.c.phase == Phase.PENDING.value).limit(bound).subquery()
+    feasible = tasks.c.runtime.in_(["", *runtimes])
+    waiting = (
+        sa.select(sa.literal(1))
+        .where(of_tenant, tasks.c.phase == Phase.PENDING.value, feasible)
+        .limit(bound)
+        .subquery()
+    )
     running = sa.select(sa.func.count()).where(of_tenant, tasks.c.phase == Phase.RUNNING.value)
     return sa.select(
-        sa.literal(tenant), sa.select(sa.func.count()).select_from(waiting).scalar_subquery(), running.scalar_subquery()
+        sa.literal(tenant).label("tenant"),
+        sa.select(sa.func.count()).select_from(waiting).scalar_subquery().label("waiting"),
+        running.scalar_subquery().label("running"),
     )
 
 

@@ -1,0 +1,42 @@
+"""What the ledger keeps of a run: a pure map."""
+
+from corral.ledger.model import AuditRow
+from corral.tasks.model import Resolved, Run, RunUsage
+
+_NOTHING_USED = RunUsage()
+
+
+def audit_row(tenant: str, task_id: str, number: int, run: Run, report: Resolved | None) -> AuditRow:
+    """The audit row of an ended run; ``report`` is the worker's, None when the queue ended it."""
+    usage = report.usage if report is not None else _NOTHING_USED
+    return AuditRow(
+        task_id=task_id,
+        run=number,
+        tenant=tenant,
+        phase=run.phase.value,
+        reason=run.reason.value if run.reason is not None else "",
+        worker_id=run.worker,
+        created_s=run.created_s,
+        started_s=run.started_s,
+        resolved_s=run.resolved_s or run.created_s,
+        sandbox=usage.sandbox,
+        runtime=usage.runtime,
+        image=report.image if report else "",
+        argv=report.argv if report else (),
+        env_digest=report.env_digest if report else "",
+        inputs=report.inputs if report else (),
+        artifacts=tuple((artifact.name, artifact.digest) for artifact in report.artifacts) if report else (),
+        log=report.log if report else "",
+        log_bytes=report.log_bytes if report else 0,
+        end=report.end if report else "",
+        exit_status=report.exit_status if report else None,
+        signal=report.signal if report else None,
+        message=report.message if report else "the queue ended the run",
+        warm=usage.warm,
+        cold_reason=usage.cold_reason,
+        acquire_s=usage.acquire_s,
+        wall_s=usage.wall_s,
+        cpu_user_s=usage.cpu_user_s,
+        cpu_system_s=usage.cpu_system_s,
+        memory_peak_bytes=usage.memory_peak_bytes,
+    )
