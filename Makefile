@@ -1,0 +1,58 @@
+# Two commands do all the set-up on a fresh Debian machine with Python 3.11: `make demo` and `make test`.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: help demo test check up venv native proto lint types architecture fast fuzz bench clean
+
+help:            ## what can be made
+	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
+
+demo: venv       ## build and test a real C project in sandboxes, and see what Corral tells about it
+	@$(BIN)/python examples/demo.py
+
+test:            ## everything: installs what the tests need, then runs them all
+	@.ci/system-packages test
+	@$(MAKE) --no-print-directory venv
+	@$(MAKE) --no-print-directory lint types architecture
+	$(BIN)/python -m pytest $(PYTEST)
+
+check: venv lint types architecture fast    ## lint, types, architecture and the fast tests, in about a minute
+
+up: venv         ## run Corral here, until Ctrl-C
+	@$(BIN)/corral up
+
+venv: $(STAMP)   ## .venv with everything, so that .venv/bin/corral runs
+
+$(STAMP): pyproject.toml constraints.txt $(wildcard native/agent/*.[ch] native/launch/*.c native/build_hook.py)
+	@.ci/system-packages build
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+native:          ## compile the agent and the launcher only
+	@$(MAKE) -C native/agent
+
+proto: venv      ## generate src/corral/wire/v1 from proto/
+	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=src --pyi_out=src --grpc_python_out=src proto/corral/wire/v1/*.proto
+
+lint: venv
+	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check .
+
+types: venv
+	@$(BIN)/mypy
+
+architecture: venv
+	@$(BIN)/lint-imports --no-cache | tail -n 3
+
+fast: venv
+	@$(BIN)/python -m pytest -q -n 2 -m 'not slow' tests/spec tests/property tests/contract
+
+bench: venv      ## measure against the bare thing and against peers
+	@.ci/system-packages bench
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m bench
+
+clean:
+	rm -rf .venv build dist src/corral/_native
