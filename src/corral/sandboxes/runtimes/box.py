@@ -1,0 +1,181 @@
+"""A box whose far end is a child process of ours: what bubblewrap and the host runtime have in common."""
+
+import asyncio
+import os
+import shutil
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from corral.kernel.concurrency import finish
+from corral.kernel.errors import CorralError, SandboxFailed
+from corral.sandboxes.cgroups import Cgroup
+from corral.sandboxes.link import Link, Setup
+from corral.sandboxes.model import SandboxSpec
+from corral.sandboxes.ports import LimitEvents
+from corral.sandboxes.runtimes.child import Child, launcher_path
+from corral.sandboxes.runtimes.home import Home
+
+_WORDS_BYTES_MAX: Final = 4096
+_END_BY_ITSELF_S: Final = 2.0
+_END_KILLED_S: Final = 5.0
+_STOP_WITHIN_S: Final = 15.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """How to start the program whose descriptor 0 becomes the link.
+
+    Attributes:
+        argv: the program and its arguments; run by the launcher.
+        setup: what its agent is told.
+        user: (uid, gid) to become first, or None to stay who we are.
+        descriptors: become 3, 4, … of the program.
+        program: the one of these numbers that is executed instead of ``argv[0]``; closed on the way.
+        env: its environment; the agent passes none of it on.
+        folder: a directory that goes when the box goes.
+    """
+
+    argv: Sequence[str]
+    setup: Setup
+    user: tuple[int, int] | None = None
+    descriptors: Sequence[int] = ()
+    program: int | None = None
+    env: tuple[tuple[str, str], ...] = ()
+    folder: Path | None = None
+
+
+class ProcessBox:
+    """See ``ports.Box``. Owns the child, its group, its link and its folder; made by ``start_box`` only."""
+
+    def __init__(self, spec: SandboxSpec, home: Home, cgroup: Cgroup | None, folder: Path | None) -> None:
+        self._spec = spec
+        self._home = home
+        self._cgroup = cgroup
+        self._folder = folder
+        self._child: Child | None = None
+        self._link: Link | None = None
+
+    @property
+    def spec(self) -> SandboxSpec:
+        return self._spec
+
+    @property
+    def link(self) -> Link:
+        assert self._link is not None, "start_box returned before the link was up"
+        return self._link
+
+    @property
+    def pid(self) -> int:
+        """The child's process id on the host, for tests and for people."""
+        return self._child.pid if self._child is not None else 0
+
+    def limit_events_nowait(self) -> LimitEvents:
+        if self._cgroup is None:
+            return LimitEvents()
+        counters = self._cgroup.counters()
+        return LimitEvents(out_of_memory=counters.out_of_memory, process_limit=counters.process_limit)
+
+    async def stop(self) -> None:
+        """See ``ports.Box.stop``. Raises SandboxFailed when something in it cannot be killed; the rest is freed."""
+        failures: list[str] = []
+        if self._link is not None:
+            self._link.close()  # the agent kills everything and ends, and with it the namespaces
+        if self._child is not None and not await self._end_child(self._child):
+            failures.append(f"process {self._child.pid} does not die")
+        if self._cgroup is not None:
+            self._cgroup.kill()
+            try:
+                await self._cgroup.remove()
+            except OSError as error:
+                failures.append(f"its control group stays: {error}")
+        if self._folder is not None:
+            try:
+                await asyncio.to_thread(_remove_folder, self._folder)
+            except OSError as error:
+                failures.append(f"its folder stays: {error}")
+        if failures:
+            raise SandboxFailed(f"sandbox {self._spec.id} could not be freed: {'; '.join(failures)}", id=self._spec.id)
+        self._home.forget(self._spec.id)
+
+    async def _end_child(self, child: Child) -> bool:
+        if self._link is not None and await child.wait_ended(within_s=_END_BY_ITSELF_S):
+            return True
+        if self._cgroup is not None:
+            self._cgroup.kill()
+        child.kill()
+        return await child.wait_ended(within_s=_END_KILLED_S)
+
+    async def _start(self, launch: Launch, within_s: float) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        words, words_in = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            try:
+                self._child = Child.spawn(
+                    self._argv(launch),
+                    descriptors=(theirs.fileno(), words_in, words_in, *launch.descriptors),
+                    env=dict(launch.env),
+                )
+            except OSError as error:
+                ours.close()
+                raise SandboxFailed(f"the sandbox did not start: {error}") from error
+            finally:
+                theirs.close()
+                os.close(words_in)
+            if self._cgroup is None:
+                self._home.note(self._spec.id, self._child)
+            try:
+                self._link = await Link.open(ours, launch.setup, within_s=within_s)
+            except CorralError as error:
+                child = self._child
+                await child.wait_ended(within_s=0.5)  # its last words come before its end
+                said = _read_words(words)
+                raise SandboxFailed(
+                    f"the sandbox did not start: {said or error}", cure=error.cure, runtime_status=child.status
+                ) from error
+        finally:
+            os.close(words)
+
+    def _argv(self, launch: Launch) -> list[str]:
+        argv = [str(launcher_path())]
+        for file in self._cgroup.procs_files if self._cgroup is not None else ():
+            argv += ["-g", file]
+        if launch.user is not None:
+            argv += ["-u", f"{launch.user[0]}:{launch.user[1]}"]
+        if launch.program is not None:
+            argv += ["-x", str(launch.program)]
+        return [*argv, "-k", str(2 + len(launch.descriptors)), "--", *launch.argv]
+
+
+async def start_box(
+    spec: SandboxSpec, home: Home, prepare: Callable[[], Launch], *, within_s: float, folder: Path | None = None
+) -> ProcessBox:
+    """Start a box; ``prepare`` is called when its group and folder exist.
+
+    Raises and Cancellation: as ``ports.Runtime.start``.
+    """
+    try:
+        cgroup = home.cgroups.create(spec.id, spec.size)
+    except OSError as error:
+        raise SandboxFailed(f"no control group for the sandbox: {error}") from error
+    box = ProcessBox(spec, home, cgroup, folder)
+    try:
+        await box._start(prepare(), within_s)
+    except BaseException:
+        await finish(box.stop(), within_s=_STOP_WITHIN_S)
+        raise
+    return box
+
+
+def _read_words(descriptor: int) -> str:
+    with suppress(BlockingIOError):
+        return os.read(descriptor, _WORDS_BYTES_MAX).decode("utf-8", "replace").strip()
+    return ""
+
+
+def _remove_folder(folder: Path) -> None:
+    with suppress(FileNotFoundError):
+        shutil.rmtree(folder)
