@@ -11,7 +11,8 @@ from corral.kernel.clock import SystemClock
 from corral.kernel.errors import InvalidSpec, StoreUnavailable
 from corral.ledger.adapters.sql import SqlAuditRows, SqlSecurityEvents
 from corral.ledger.model import AuditRow, Page, SecurityEvent
-from corral.ledger.service import Ledger, LedgerLimits
+from corral.ledger.limits import LedgerLimits
+from corral.ledger.service import Ledger
 
 ROWS = SqlAuditRows()
 EVENTS = SqlSecurityEvents()

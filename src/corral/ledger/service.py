@@ -11,13 +11,13 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
-import msgspec
 import structlog
 
 from corral.database.engine import Database
 from corral.kernel.clock import Clock
 from corral.kernel.concurrency import background
 from corral.kernel.errors import CorralError
+from corral.ledger.limits import LedgerLimits
 from corral.ledger.machine import cleaned
 from corral.ledger.model import AuditEntry, AuditRow, Page, SecurityEntry, SecurityEvent
 from corral.ledger.ports import AuditRows, SecurityEvents
@@ -26,32 +26,6 @@ _log = structlog.get_logger("corral.security")
 _RETRY_FIRST_S: Final = 1.0
 _RETRY_LAST_S: Final = 30.0
 _RETRY_CLOSING_S: Final = 0.1
-
-
-class LedgerLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Bounds of the ledger; a section of the configuration.
-
-    Attributes:
-        events_waiting: security events held in memory while the database is slow.
-        batch: events written together.
-        flush_s: how long an event waits for others to be written with.
-        close_s: how long the last events may take when the process ends.
-        keep_s: how long audit rows and security events are kept.
-    """
-
-    events_waiting: int = 10_000
-    batch: int = 500
-    flush_s: float = 0.2
-    close_s: float = 5.0
-    keep_s: float = 400 * 86_400.0
-
-    def __post_init__(self) -> None:
-        for name in ("events_waiting", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1")
-        for name in ("flush_s", "close_s", "keep_s"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative")
 
 
 class Ledger:
