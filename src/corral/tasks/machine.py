@@ -230,18 +230,24 @@ def _on_resolved(life: TaskLife, event: ResolvedReported, now_s: float) -> Outco
         return life, ()
     kept = replace(report, artifacts=(), inputs=(), argv=())
     ended = replace(run, phase=report.phase, reason=report.reason, resolved_s=now_s, lease_until_s=None, end=kept)
-    facts = {"exit_status": report.exit_status, "signal": report.signal, "end": report.end, "warm": report.usage.warm}
-    text = f"Run {event.run} {_ended_text(report)}"
-    kind = report.phase.value if report.reason is None else report.reason.value
-    told = RecordEvent(f"run-{kind}", text, event.run, run.worker, facts)
     life = _with_run(life, ended)
     audit = WriteAudit(event.run, report)
+    text = f"Run {event.run} {_ended_text(report)}"
+    facts = {
+        "phase": report.phase.value,
+        "reason": report.reason.value if report.reason is not None else "",
+        "exit_status": report.exit_status,
+        "signal": report.signal,
+        "end": report.end,
+        "warm": report.usage.warm,
+    }
     if report.reason is not None and report.reason.retried and life.retries_left > 0:
+        told = RecordEvent(f"run-{report.reason.value}", text, event.run, run.worker, facts)
         created = RunCreated.TASK_RETRY if report.reason is Reason.INTERMITTENT_TASK else RunCreated.RETRY
         after, effects = _retried(life, created, now_s)
         return after, (told, audit, *effects)
-    after, effects = _final(life, report.phase, report.reason, now_s)
-    return after, (told, audit, *effects)
+    told = RecordEvent("resolved", text, event.run, run.worker, facts)
+    return _final(life, report.phase, report.reason, now_s), (told, audit, TellDependents())
 
 
 def _on_worker_lost(life: TaskLife, event: WorkerLost, now_s: float) -> Outcome:
@@ -307,7 +313,7 @@ def _lease_ended(life: TaskLife, cause: str, now_s: float) -> Outcome:
     if life.retries_left > 0:
         after, effects = _retried(life, RunCreated.RETRY, now_s)
     else:
-        after, effects = _final(life, Phase.EXCEPTION, Reason.CLAIM_EXPIRED, now_s)
+        after, effects = _exception(life, Reason.CLAIM_EXPIRED, "No retries are left.", now_s)
     return after, (told, WriteAudit(number, None), *effects)
 
 
@@ -322,22 +328,23 @@ def _ended_by_queue(life: TaskLife, reason: Reason, text: str, now_s: float) -> 
             abort = Abort(worker=run.worker, run=number, token=run.token, until_s=run.lease_until_s)
             life = replace(life, abort=abort)
             effects += [AbortRun(run.worker, number, run.token), WriteAudit(number, None)]
-    told = RecordEvent(reason.value, text)
-    after, more = _final(life, Phase.EXCEPTION, reason, now_s)
-    return after, (told, *effects, *more)
+    after, told = _exception(life, reason, text, now_s)
+    return after, (*told, *effects)
 
 
 def _dependency_failed(life: TaskLife, dependency: str, now_s: float) -> Outcome:
-    text = f"It needed {dependency} to complete, which did not."
-    told = RecordEvent("dependency-failed", text, facts={"dependency": dependency})
-    after, effects = _final(life, Phase.EXCEPTION, Reason.DEPENDENCY_FAILED, now_s)
-    return after, (told, *effects)
+    return _exception(life, Reason.DEPENDENCY_FAILED, f"It needed {dependency} to complete, which did not.", now_s)
 
 
-def _final(life: TaskLife, phase: Phase, reason: Reason | None, now_s: float) -> Outcome:
-    life = replace(life, phase=phase, reason=reason, resolved_s=now_s, expires_s=now_s + life.expires_after_s)
-    facts = {"phase": phase.value, "reason": reason.value if reason else ""}
-    return life, (RecordEvent("resolved", f"The task is {_end_text(phase, reason)}.", facts=facts), TellDependents())
+def _final(life: TaskLife, phase: Phase, reason: Reason | None, now_s: float) -> TaskLife:
+    return replace(life, phase=phase, reason=reason, resolved_s=now_s, expires_s=now_s + life.expires_after_s)
+
+
+def _exception(life: TaskLife, reason: Reason, text: str, now_s: float) -> Outcome:
+    """The task ends without a report."""
+    number = len(life.runs) - 1 if life.runs else None
+    told = RecordEvent("resolved", text, number, facts={"phase": Phase.EXCEPTION.value, "reason": reason.value})
+    return _final(life, Phase.EXCEPTION, reason, now_s), (told, TellDependents())
 
 
 def _retried(life: TaskLife, created: RunCreated, now_s: float) -> Outcome:

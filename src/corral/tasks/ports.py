@@ -4,18 +4,24 @@
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from corral.fleet.model import RunRef
-from corral.tasks.model import RunReport, TaskDefinition
+from corral.tasks.model import Artifact, RunReport, TaskDefinition
 
 __all__ = ["Claim", "LogSink", "RunRef", "TaskSource"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """A run that we may, and must, carry out until ``lease_until_s`` (Unix seconds) unless reclaimed."""
+    """A run that we may, and must, carry out until ``lease_until_s`` (Unix seconds) unless reclaimed.
+
+    Attributes:
+        secrets: values of the tenant's secrets that the payload names (``tasks.payload.secret_names``).
+        artifacts: what the payload's inputs of the kind ``artifact`` stand for, by ``ArtifactReference.key``
+            (``tasks.payload.artifact_references``); one that does not exist is absent.
+    """
 
     ref: RunRef
     tenant: str
@@ -23,6 +29,7 @@ class Claim:
     lease_until_s: float
     deadline_s: float
     secrets: Mapping[str, str]
+    artifacts: Mapping[str, Artifact] = field(default_factory=dict)
 
 
 class TaskSource(Protocol):

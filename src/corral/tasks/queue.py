@@ -66,6 +66,7 @@ class QueueSignals:
         aborts: ``desired_cancels`` of some worker changed.
         changed: some story got longer.
         pending_count: how often ``pending`` was notified, for those who looked while it happened.
+        sweeper_error: why the sweeper's last turn failed; "" when it did not.
     """
 
     pending: Signal = field(default_factory=Signal)
@@ -73,6 +74,7 @@ class QueueSignals:
     aborts: Signal = field(default_factory=Signal)
     changed: Signal = field(default_factory=Signal)
     pending_count: int = 0
+    sweeper_error: str = ""
 
     def announce(self, unit: UnitOfWork) -> None:
         """Wake whom a committed unit concerns."""

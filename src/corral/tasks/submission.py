@@ -211,7 +211,7 @@ async def _check_room(connection: AsyncConnection, submission: Submission, count
     waiting = await sql.count_waiting(connection, submission.tenant, bound=submission.max_pending + 1)
     if waiting + count > submission.max_pending:
         raise QueueFull(
-            f"{waiting} tasks wait already and {count} more were submitted; the tenant's bound is {submission.max_pending}",
+            f"{waiting} tasks wait already and {count} more were submitted; the bound is {submission.max_pending}",
             cure="Wait until some have run, or raise max_pending of the tenant.",
             waiting=waiting,
             max_pending=submission.max_pending,

@@ -294,6 +294,12 @@ async def story(
     ]
 
 
+async def last_seq(connection: AsyncConnection, tenant: str) -> int:
+    """The number of the tenant's latest line; 0 when there is none."""
+    statement = sa.select(sa.func.max(task_events.c.seq)).where(task_events.c.tenant == tenant)
+    return (await connection.execute(statement)).scalar_one() or 0
+
+
 async def keep_artifacts(
     connection: AsyncConnection, produced: Iterable[tuple[Record, int, Sequence[Artifact]]]
 ) -> None:
