@@ -1,0 +1,437 @@
+"""The asyncio shell of the pools: carries out what ``sandboxes.machine`` decides.
+
+A warm hand-out never leaves the current turn of the event loop. Every sandbox has one task that starts it, waits
+until it dies or is no longer wanted, and frees it; resets run beside it. ``plan`` runs once per turn in which
+something happened, and when the machine says that time alone will matter.
+"""
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, Self, assert_never
+
+import structlog
+
+from corral.kernel.clock import Clock
+from corral.kernel.concurrency import Signal, finish
+from corral.kernel.errors import CorralError, InvalidSpec, PoolExhausted, SandboxFailed, SandboxLost
+from corral.sandboxes.machine import PoolMachine
+from corral.sandboxes.model import SandboxSpec
+from corral.sandboxes.pool_model import (
+    Asked,
+    Closed,
+    Died,
+    Effect,
+    Event,
+    GaveUp,
+    HandOut,
+    Pinned,
+    PoolConfig,
+    PoolCount,
+    PoolKey,
+    RefusalKind,
+    Refuse,
+    Released,
+    Reset,
+    ResetDone,
+    Start,
+    Started,
+    StartFailed,
+    Stop,
+    Stopped,
+)
+from corral.sandboxes.ports import Runtime
+from corral.sandboxes.sandbox import Sandbox
+
+_STOP_WITHIN_S: Final = 20.0
+_CLOSE_WITHIN_S: Final = 30.0
+_LATENCIES_KEPT: Final = 4096
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolStatistics:
+    """What the pools have done since they opened, and what they hold now.
+
+    Attributes:
+        hits: hand-outs that were warm at once.
+        cold: hand-outs that had to wait, by reason (``Cold``).
+        claim_p50_s, claim_p99_s: from asking to holding, over the last few thousand claims.
+        stopped: ended sandboxes, by why.
+    """
+
+    claims: int
+    hits: int
+    reused: int
+    cold: Mapping[str, int]
+    refused: Mapping[str, int]
+    started: int
+    start_failures: int
+    stopped: Mapping[str, int]
+    claim_p50_s: float
+    claim_p99_s: float
+    waiting: int
+    pools: tuple[PoolCount, ...]
+
+
+class Lease:
+    """The right to use one sandbox, until ``release``. ``async with`` releases it.
+
+    Attributes:
+        sandbox: what was leased; use it no more after the release.
+        warm: it was there at once.
+        reused: somebody (of the same tenant) used it before; it was emptied since.
+        cold_reason: why it was not there at once, one phrase; "" when warm.
+        acquire_s: how long the claim took.
+    """
+
+    __slots__ = ("_pools", "_released", "_ticket", "acquire_s", "cold_reason", "reused", "sandbox", "warm")
+
+    def __init__(self, pools: "Pools", effect: HandOut, sandbox: Sandbox, acquire_s: float) -> None:
+        self.sandbox = sandbox
+        self.warm = effect.cold is None
+        self.reused = effect.reused
+        self.cold_reason = "" if effect.cold is None else effect.cold.value
+        self.acquire_s = acquire_s
+        self._pools = pools
+        self._ticket = effect.ticket
+        self._released = False
+
+    def release_nowait(self, *, soiled: bool = False) -> None:
+        """Give it back: emptied and kept, or destroyed when ``soiled`` or when the sandbox says so. Idempotent."""
+        if not self._released:
+            self._released = True
+            self._pools.take_back(self.sandbox, self._ticket, soiled=soiled)
+
+    async def release(self, *, soiled: bool = False) -> None:
+        """As ``release_nowait``; does not wait for the reset. Cancellation: it is given back."""
+        self.release_nowait(soiled=soiled)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release_nowait(soiled=error is not None)
+
+
+@dataclass(slots=True)
+class _Life:
+    """One sandbox's task. ``interruptible`` while it starts or waits: a stop is then a cancellation."""
+
+    id: str
+    key: PoolKey
+    task: asyncio.Task[None] | None = None
+    sandbox: Sandbox | None = None
+    stop_asked: bool = False
+    interruptible: bool = False  # a task that is cancelled before its first step would free nothing
+
+    def was_asked_to_stop(self) -> bool:
+        """Read anew after every await; a type checker would remember the field."""
+        return self.stop_asked
+
+
+@dataclass(slots=True)
+class _Waiting:
+    future: asyncio.Future[HandOut]
+    asked_s: float
+
+
+class Pools:
+    """All pools of one worker. Life cycle: ``async with Pools(...)``; leaving it stops all sandboxes, in bounded time."""
+
+    def __init__(
+        self, runtimes: Mapping[str, Runtime], config: PoolConfig, *, clock: Clock, new_id: Callable[[], str]
+    ) -> None:
+        self.config = config
+        self._runtimes = dict(runtimes)
+        self._clock = clock
+        self._machine = PoolMachine(config, new_id)
+        self._tasks = asyncio.TaskGroup()
+        self._lives: dict[str, _Life] = {}
+        self._waiting: dict[int, _Waiting] = {}
+        self._last_ticket = 0
+        self._changed = Signal()
+        self._plan_queued = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._hits = self._claims = self._reused = self._started = self._start_failures = 0
+        self._cold: Counter[str] = Counter()
+        self._refused: Counter[str] = Counter()
+        self._stopped: Counter[str] = Counter()
+        self._latencies: deque[float] = deque(maxlen=_LATENCIES_KEPT)
+
+    async def __aenter__(self) -> Self:
+        await self._tasks.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            await finish(self._close(), within_s=_CLOSE_WITHIN_S)
+        finally:
+            await self._tasks.__aexit__(kind, error, trace)
+
+    # ---- for the users of sandboxes ----
+
+    async def acquire(self, key: PoolKey, *, within_s: float | None = None) -> Lease:
+        """Lease a sandbox; at once when a warm one is there, else first come first served.
+
+        Raises:
+            InvalidSpec: this worker has no such runtime, or the runtime cannot give what the key asks for.
+            PoolExhausted: none became free within ``within_s`` (default: ``acquire_within_s``), or the line is full.
+            SandboxFailed: sandboxes of this key do not start; the message holds the runtime's words.
+        Cancellation: nothing is leased.
+        """
+        if key.runtime not in self._runtimes:
+            known = ", ".join(sorted(self._runtimes))
+            raise InvalidSpec(f'runtime: this worker does not run "{key.runtime}"; it runs {known}', field="runtime")
+        asked_s = self._clock.monotonic_s()
+        self._last_ticket = ticket = self._last_ticket + 1
+        effects = self._machine.step(Asked(ticket, key), now_s=asked_s)
+        self._plan_soon()
+        if effects:
+            return self._answer(effects[0], asked_s)
+        return await self._wait_for(ticket, asked_s, self.config.acquire_within_s if within_s is None else within_s)
+
+    def pin(self, key: PoolKey, *, keep: bool = True) -> None:
+        """Keep ``min`` and ``warm`` sandboxes of this key although nobody asks; or no longer."""
+        self._report(Pinned(key, keep))
+
+    async def wait_idle(self, key: PoolKey, count: int, *, within_s: float) -> bool:
+        """True once ``count`` sandboxes of the key are warm and idle; False when ``within_s`` passed first."""
+        deadline_s = self._clock.monotonic_s() + within_s
+        while not any(pool.key == key and pool.idle >= count for pool in self.counts()):
+            left_s = deadline_s - self._clock.monotonic_s()
+            if left_s <= 0:
+                return False
+            await self._changed.wait_notified(within_s=left_s)
+        return True
+
+    def counts(self) -> tuple[PoolCount, ...]:
+        """How many sandboxes each key has, by phase."""
+        return self._machine.counts(now_s=self._clock.monotonic_s())
+
+    def statistics(self) -> PoolStatistics:
+        """See ``PoolStatistics``."""
+        ordered = sorted(self._latencies)
+        return PoolStatistics(
+            claims=self._claims,
+            hits=self._hits,
+            reused=self._reused,
+            cold=dict(self._cold),
+            refused=dict(self._refused),
+            started=self._started,
+            start_failures=self._start_failures,
+            stopped=dict(self._stopped),
+            claim_p50_s=ordered[len(ordered) // 2] if ordered else 0.0,
+            claim_p99_s=ordered[len(ordered) * 99 // 100] if ordered else 0.0,
+            waiting=self._machine.waiting,
+            pools=self.counts(),
+        )
+
+    def take_back(self, sandbox: Sandbox, ticket: int, *, soiled: bool) -> None:
+        """For ``Lease``: the holder of ``ticket`` is done."""
+        self._report(Released(sandbox.spec.id, ticket, soiled or sandbox.soiled))
+
+    # ---- waiting ----
+
+    async def _wait_for(self, ticket: int, asked_s: float, within_s: float) -> Lease:
+        waiting = _Waiting(asyncio.get_running_loop().create_future(), asked_s)
+        self._waiting[ticket] = waiting
+        try:
+            async with asyncio.timeout(within_s):
+                effect = await waiting.future
+        except TimeoutError as error:
+            if _has_result(waiting.future):  # both in one turn of the loop: the sandbox is ours
+                return self._answer(waiting.future.result(), asked_s)
+            self._refused["deadline"] += 1
+            raise PoolExhausted(
+                f"no sandbox became free within {within_s:g} s",
+                cure="raise the pool's max or tenant_max, or ask for less at once",
+            ) from error
+        except asyncio.CancelledError:
+            if _has_result(waiting.future):
+                handed = waiting.future.result()
+                self._report(Released(handed.id, ticket, soiled=False))
+            raise
+        finally:
+            del self._waiting[ticket]
+            self._machine.step(GaveUp(ticket), now_s=self._clock.monotonic_s())  # nothing, when it was served
+        return self._answer(effect, asked_s)
+
+    def _answer(self, effect: Effect, asked_s: float) -> Lease:
+        if isinstance(effect, Refuse):
+            raise self._refusal(effect)
+        assert isinstance(effect, HandOut)
+        sandbox = self._lives[effect.id].sandbox
+        assert sandbox is not None, "the machine hands out what has started"
+        acquire_s = self._clock.monotonic_s() - asked_s
+        self._claims += 1
+        self._reused += effect.reused
+        self._latencies.append(acquire_s)
+        if effect.cold is None:
+            self._hits += 1
+        else:
+            self._cold[effect.cold.value] += 1
+        return Lease(self, effect, sandbox, acquire_s)
+
+    def _refusal(self, effect: Refuse) -> CorralError:
+        self._refused[effect.kind.value] += 1
+        match effect.kind:
+            case RefusalKind.LINE_FULL:
+                return PoolExhausted(f"{self.config.waiting_max} others wait for a sandbox already (waiting_max)")
+            case RefusalKind.CLOSED:
+                return PoolExhausted("this worker is closing its sandboxes")
+            case RefusalKind.START_FAILED:
+                return _copy(effect.cause)
+            case _:
+                assert_never(effect.kind)
+
+    # ---- carrying out ----
+
+    def _report(self, event: Event) -> None:
+        self._carry_out(self._machine.step(event, now_s=self._clock.monotonic_s()))
+        self._plan_soon()
+
+    def _carry_out(self, effects: tuple[Effect, ...]) -> None:
+        for effect in effects:
+            match effect:
+                case Start():
+                    self._begin(effect)
+                case Stop():
+                    self._end(effect)
+                case Reset():
+                    self._tasks.create_task(self._reset(effect.id), name=f"reset:{effect.id}")
+                case HandOut() | Refuse():
+                    self._tell(effect)
+                case _:
+                    assert_never(effect)
+
+    def _plan_soon(self) -> None:
+        self._changed.notify()
+        if not self._plan_queued:
+            self._plan_queued = True
+            asyncio.get_running_loop().call_soon(self._plan)
+
+    def _plan(self) -> None:
+        self._plan_queued = False
+        now_s = self._clock.monotonic_s()
+        self._carry_out(self._machine.plan(now_s=now_s))
+        due_s = self._machine.due_s(now_s=now_s)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if due_s is not None:
+            # a little late, so that the instant has surely passed whatever the clock's grain
+            self._timer = asyncio.get_running_loop().call_later(due_s - now_s + 0.001, self._plan)
+
+    def _tell(self, effect: HandOut | Refuse) -> None:
+        waiting = self._waiting.get(effect.ticket)
+        if waiting is not None and not waiting.future.done():
+            if isinstance(effect, HandOut):
+                waiting.future.set_result(effect)
+            else:
+                waiting.future.set_exception(self._refusal(effect))
+        elif isinstance(effect, HandOut):  # its future was cancelled in this very turn
+            self._report(Released(effect.id, effect.ticket, soiled=False))
+
+    def _begin(self, effect: Start) -> None:
+        life = _Life(effect.id, effect.key)
+        self._lives[effect.id] = life
+        life.task = self._tasks.create_task(self._live(life), name=f"sandbox:{effect.id}")
+
+    def _end(self, effect: Stop) -> None:
+        self._stopped[effect.why] += 1
+        life = self._lives[effect.id]
+        life.stop_asked = True
+        if life.interruptible and life.task is not None:
+            life.task.cancel()
+
+    async def _live(self, life: _Life) -> None:
+        """From start to freed; always ends with one of StartFailed and Stopped."""
+        ending: Event = Stopped(life.id)
+        try:
+            if not await self._interruptible(life, self._start(life)):
+                return
+            self._started += 1
+            self._report(Started(life.id))
+            assert life.sandbox is not None
+            if await self._interruptible(life, life.sandbox.wait_lost()):
+                self._report(Died(life.id))
+        except (InvalidSpec, SandboxFailed) as error:
+            self._start_failures += 1
+            _log.warning("sandbox-start-failed", sandbox=life.id, runtime=life.key.runtime, error=str(error))
+            ending = StartFailed(life.id, error, hopeless=isinstance(error, InvalidSpec))
+        finally:
+            if life.sandbox is not None:
+                await self._free(life.id, life.sandbox)
+            del self._lives[life.id]
+            self._report(ending)
+
+    async def _interruptible(self, life: _Life, step: Coroutine[Any, Any, None]) -> bool:
+        """Await ``step``; False when it was interrupted because a stop was asked for."""
+        if life.stop_asked:
+            step.close()
+            return False
+        life.interruptible = True
+        try:
+            await step
+        except asyncio.CancelledError:
+            if life.task is None or not life.was_asked_to_stop():
+                raise
+            life.task.uncancel()
+            return False
+        finally:
+            life.interruptible = False
+        return True
+
+    async def _start(self, life: _Life) -> None:
+        key = life.key
+        spec = SandboxSpec(id=life.id, tenant=key.tenant, root=key.root, size=key.size, network=key.network)
+        try:
+            life.sandbox = Sandbox(await self._runtimes[key.runtime].start(spec))
+        except (InvalidSpec, SandboxFailed):
+            raise
+        except Exception as error:  # the boundary to runtimes, which anybody may write
+            raise SandboxFailed(f"the runtime {key.runtime} failed: {error!r}") from error
+
+    async def _free(self, sandbox_id: str, sandbox: Sandbox) -> None:
+        try:
+            await finish(sandbox.stop(), within_s=_STOP_WITHIN_S)
+        except (CorralError, OSError, TimeoutError) as error:
+            # what could be freed is; the next start of the worker sweeps the rest
+            _log.error("sandbox-not-freed", sandbox=sandbox_id, error=str(error))
+
+    async def _reset(self, sandbox_id: str) -> None:
+        life = self._lives.get(sandbox_id)
+        if life is None or life.sandbox is None:
+            return
+        try:
+            clean = await life.sandbox.reset()
+        except SandboxLost:
+            clean = False
+        self._report(ResetDone(sandbox_id, clean))
+
+    async def _close(self) -> None:
+        self._report(Closed())
+        while self._lives:
+            await self._changed.wait_notified(within_s=1.0)
+        if self._timer is not None:
+            self._timer.cancel()
+
+
+def _has_result(future: asyncio.Future[HandOut]) -> bool:
+    return future.done() and not future.cancelled() and future.exception() is None
+
+
+def _copy(cause: Exception | None) -> CorralError:
+    """One failure told to many: each gets an exception of his own."""
+    if isinstance(cause, InvalidSpec):
+        return InvalidSpec(cause.message, cure=cause.cure, mistakes=cause.mistakes, **cause.context)
+    cure = cause.cure if isinstance(cause, CorralError) else ""
+    return SandboxFailed(str(cause), cure=cure)
