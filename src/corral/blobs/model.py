@@ -38,6 +38,16 @@ class CleanReport:
     left: StoreUsage
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TierHealth:
+    """State of one tier; ``reason`` says why it is skipped, ``since_s`` is Unix time of the last change."""
+
+    name: str
+    ok: bool
+    reason: str
+    since_s: float
+
+
 class FileNode(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A file of a directory."""
 

@@ -14,6 +14,10 @@ class Turns(Generic[Key]):
     def __init__(self) -> None:
         self._busy: dict[Key, asyncio.Event] = {}
 
+    def is_held(self, key: Key) -> bool:
+        """Tell whether somebody holds ``key`` now."""
+        return key in self._busy
+
     @asynccontextmanager
     async def hold(self, key: Key) -> AsyncIterator[None]:
         """Wait until nobody holds ``key``, then hold it. Cancellation: safe while waiting."""

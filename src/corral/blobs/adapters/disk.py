@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 SMALL_BYTES: Final = 64 * 1024
 """Content up to this size is gathered in memory and written in one step."""
-_CLEANUP_WITHIN_S: Final = 30.0
+_CLEANUP_WITHIN_S: Final = 10.0
 _TOUCH_WHILE_READING_S: Final = 20.0
 _FIND_BATCH: Final = 256
 
