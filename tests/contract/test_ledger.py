@@ -10,8 +10,8 @@ from corral.database.engine import Database
 from corral.kernel.clock import SystemClock
 from corral.kernel.errors import InvalidSpec, StoreUnavailable
 from corral.ledger.adapters.sql import SqlAuditRows, SqlSecurityEvents
-from corral.ledger.model import AuditRow, Page, SecurityEvent
 from corral.ledger.limits import LedgerLimits
+from corral.ledger.model import AuditRow, Page, SecurityEvent
 from corral.ledger.service import Ledger
 
 ROWS = SqlAuditRows()
