@@ -65,7 +65,7 @@ class Database:
         return await self._backend.write(transaction)
 
     async def read(self, query: Transaction[T]) -> T:
-        """Run ``query`` on one consistent snapshot (SQLite) or at read committed (PostgreSQL).
+        """Run ``query`` on one consistent snapshot; it cannot write.
 
         Raises: StoreUnavailable. Cancellation: safe.
         """

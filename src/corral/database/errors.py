@@ -28,9 +28,10 @@ def mapped(error: BaseException) -> CorralError:
     """Our error for a foreign one; ``error`` itself when it is ours already."""
     if isinstance(error, CorralError):
         return error
-    original = error.orig if isinstance(error, exc.DBAPIError) and error.orig is not None else error
+    original = error.orig if isinstance(error, exc.StatementError) and error.orig is not None else error
     text = _one_line(original)
-    return _by_sqlite_code(original, text) or _by_sqlstate(original, text) or _by_class(error, text)
+    wrapped = error if isinstance(error, exc.DBAPIError) else original  # else the driver was never reached
+    return _by_sqlite_code(original, text) or _by_sqlstate(original, text) or _by_class(wrapped, text)
 
 
 def is_retried(error: BaseException) -> bool:

@@ -20,8 +20,8 @@ _BACK_OFF_S: Final = 0.005
 @asynccontextmanager
 async def open_postgres(url: DatabaseUrl, limits: DatabaseLimits) -> AsyncIterator[Backend]:
     """Open the pools and ask one question. Raises StoreUnavailable when nobody answers."""
-    readers = _engine(url, limits.readers, limits)
-    writers = _engine(url, limits.writers, limits)
+    readers = _engine(url, limits.readers, limits, isolation="REPEATABLE READ", read_only="on")
+    writers = _engine(url, limits.writers, limits, isolation="READ COMMITTED", read_only="off")
     try:
         backend = PostgresBackend(readers, writers, limits)
         await backend.read(_ask)
@@ -74,12 +74,16 @@ async def _ask(connection: AsyncConnection) -> None:
     await connection.exec_driver_sql("SELECT 1")
 
 
-def _engine(url: DatabaseUrl, size: int, limits: DatabaseLimits) -> AsyncEngine:
+def _engine(url: DatabaseUrl, size: int, limits: DatabaseLimits, *, isolation: str, read_only: str) -> AsyncEngine:
     return create_async_engine(
         url.url,
         pool_size=size,
         max_overflow=0,
         pool_timeout=limits.connect_timeout_s,
         pool_pre_ping=True,  # a restarted server costs nobody an error
-        connect_args={"timeout": limits.connect_timeout_s},
+        isolation_level=isolation,
+        connect_args={
+            "timeout": limits.connect_timeout_s,
+            "server_settings": {"application_name": "corral", "default_transaction_read_only": read_only},
+        },
     )
