@@ -4,17 +4,17 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from corral.fleet.model import Registration, RunRef, WorkerPhase
+from corral.fleet.machine import WorkerLife
+from corral.fleet.model import Registration, RunRef
 from corral.kernel.concurrency import Signal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerRow:
-    """A worker as it is kept. Instants are Unix seconds."""
+    """A worker as it is kept. Instants are Unix seconds, except inside ``life``."""
 
     registration: Registration
-    phase: WorkerPhase
-    drain: bool
+    life: WorkerLife
     registered_s: float
     seen_s: float
 
@@ -35,8 +35,11 @@ class WorkerTable(Protocol):
         ...
 
 
-VerifyWorkerToken = Callable[[str], object]
-"""Raises Unauthenticated for a token that no worker has; takes the same time for all."""
+class VerifyWorkerToken(Protocol):
+    """Raises Unauthenticated for a token that no worker has; takes the same time for all. Tells refusals itself."""
+
+    def __call__(self, token: str, *, actor: str = "") -> object: ...
+
 
 OnRefusal = Callable[[str, str, str], None]
 """Hears of every refusal: kind (kebab-case), actor as far as known, reason."""
@@ -48,7 +51,6 @@ class QueueHooks:
 
     Attributes:
         worker_lost: end every lease of this worker now; repeated until it succeeds.
-        adopt: a worker registers and says what it still holds.
         desired_cancels: what this worker holds and must abort.
         aborts: notified when ``desired_cancels`` of some worker changed.
     """

@@ -4,9 +4,10 @@ A servicer raises a CorralError and is done. Anything else that escapes it is a 
 traceback under an incident number, and the caller gets that number and nothing more.
 """
 
+import inspect
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, NoReturn, cast
+from typing import Any, Final, NoReturn
 
 import grpc
 import structlog
@@ -15,6 +16,7 @@ from corral.kernel.errors import CorralError
 from corral.wire.errors import METADATA_KEY, pack_error, status_of
 
 Context = grpc.aio.ServicerContext[Any, Any]
+_SHAPES: Final = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
 _logger = structlog.get_logger("corral.wire.server")
 
 
@@ -24,7 +26,7 @@ async def abort(context: Context, error: CorralError) -> NoReturn:
     raise AssertionError("abort returned")
 
 
-class ErrorInterceptor(grpc.aio.ServerInterceptor[Any, Any]):
+class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
     """The request boundary of the gRPC server."""
 
     async def intercept_service(
@@ -38,35 +40,28 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor[Any, Any]):
 
 def _wrapped(handler: Any, method: str) -> Any:
     """The same method handler, whose failures are mapped. (gRPC's own types are for its synchronous server only.)"""
-    codecs = (handler.request_deserializer, handler.response_serializer)
-    if handler.response_streaming:
-        streaming = handler.stream_stream if handler.request_streaming else handler.unary_stream
+    shape = next(name for name in _SHAPES if getattr(handler, name) is not None)
+    behaviour = getattr(handler, shape)
 
-        async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
-            try:
-                async for message in streaming(request, context):
-                    yield message
-            except Exception as error:  # noqa: BLE001 - the request boundary: a defect ends one call, not the server
-                await _fail(context, method, error)
-
-        if handler.request_streaming:
-            return grpc.stream_stream_rpc_method_handler(cast(Any, stream), *codecs)
-        return grpc.unary_stream_rpc_method_handler(cast(Any, stream), *codecs)
-
-    single = handler.stream_unary if handler.request_streaming else handler.unary_unary
-
-    async def answer(request: Any, context: Context) -> Any:
+    async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
         try:
-            return await single(request, context)
+            async for message in behaviour(request, context):
+                yield message
         except Exception as error:  # noqa: BLE001 - the request boundary: a defect ends one call, not the server
             await _fail(context, method, error)
 
-    if handler.request_streaming:
-        return grpc.stream_unary_rpc_method_handler(cast(Any, answer), *codecs)
-    return grpc.unary_unary_rpc_method_handler(cast(Any, answer), *codecs)
+    async def call(request: Any, context: Context) -> Any:
+        try:
+            return await behaviour(request, context)
+        except Exception as error:  # noqa: BLE001 - the request boundary: a defect ends one call, not the server
+            await _fail(context, method, error)
+
+    return handler._replace(**{shape: stream if inspect.isasyncgenfunction(behaviour) else call})
 
 
 async def _fail(context: Context, method: str, error: Exception) -> NoReturn:
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
     if isinstance(error, CorralError):
         await abort(context, error)
     if isinstance(error, grpc.aio.AbortError):

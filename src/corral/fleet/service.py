@@ -1,0 +1,398 @@
+"""The fleet: who works for this scheduler, what each should do, and who is gone.
+
+``fleet.machine`` decides; this shell keeps lives and sessions in memory, writes what changed to the table, and ends
+the leases of workers that are gone. A session lives as long as this process and its worker's registration: after a
+restart every worker authenticates again, while its leases stay what they were.
+"""
+
+import asyncio
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+import structlog
+
+from corral.fleet import machine
+from corral.fleet.machine import Effect, Event, ExpireLeases, PushDesired, RecordWorkerEvent, WorkerLife
+from corral.fleet.model import DesiredState, FleetConfig, Registration, WorkerPhase, WorkerState
+from corral.fleet.ports import OnRefusal, QueueHooks, VerifyWorkerToken, WorkerRow, WorkerTable
+from corral.kernel.clock import Clock
+from corral.kernel.concurrency import Signal
+from corral.kernel.errors import Conflict, CorralError, InvalidSpec, NotFound, QueueFull, Unauthenticated
+from corral.kernel.ids import new_token
+
+_WORKER_ID: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
+_RETRY_S: Final = 0.2
+_IDLE_S: Final = 3600.0
+_logger = structlog.get_logger("corral.fleet")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Worker:
+    """A worker, for people and doors. Instants are Unix seconds; ``state`` is None before its first heartbeat."""
+
+    registration: Registration
+    phase: WorkerPhase
+    drain: bool
+    registered_s: float
+    seen_s: float
+    state: WorkerState | None
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A process of a worker that proved its token."""
+
+    worker_id: str
+    instance: str
+
+
+class Attendance:
+    """One connected stream of a worker. ``news`` is set when its desired state should be looked at again."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.current = True
+        self.news = asyncio.Event()
+
+
+@dataclass(slots=True)
+class _Member:
+    registration: Registration
+    life: WorkerLife
+    registered_s: float
+    seen_s: float
+    state: WorkerState | None = None
+    attendance: Attendance | None = None
+    changed: Signal = field(default_factory=Signal)
+
+    def row(self) -> WorkerRow:
+        return WorkerRow(
+            registration=self.registration, life=self.life, registered_s=self.registered_s, seen_s=self.seen_s
+        )
+
+
+class Fleet:
+    """See the module. ``load()`` first, then ``run()`` for as long as the scheduler serves."""
+
+    def __init__(
+        self,
+        table: WorkerTable,
+        clock: Clock,
+        hooks: QueueHooks,
+        verify: VerifyWorkerToken,
+        config: FleetConfig | None = None,
+        *,
+        on_refusal: OnRefusal = lambda kind, actor, reason: None,
+        make_token: Callable[[], str] = new_token,
+    ) -> None:
+        self.config = config or FleetConfig()
+        self.changed = Signal()
+        self._table = table
+        self._clock = clock
+        self._hooks = hooks
+        self._verify = verify
+        self._on_refusal = on_refusal
+        self._make_token = make_token
+        self._members: dict[str, _Member] = {}
+        self._sessions: dict[bytes, Session] = {}
+        self._unsaved: set[str] = set()
+        self._forgotten: set[str] = set()
+        self._expiring: set[str] = set()
+        self._expire_turn = asyncio.Lock()
+        self._work = asyncio.Event()
+
+    async def load(self) -> None:
+        """Read the workers that a former scheduler knew; each has ``silent_after_s`` to come back."""
+        now_s = self._clock.monotonic_s()
+        for row in await self._table.load():
+            life = machine.joined(row.life.worker_id, row.life.instance, now_s=now_s, drain_asked=row.life.drain_asked)
+            if row.life.phase is WorkerPhase.EVICTED:
+                life = replace(life, phase=WorkerPhase.EVICTED)
+            self._members[row.life.worker_id] = _Member(row.registration, life, row.registered_s, row.seen_s)
+
+    # For workers.
+
+    def authenticate(self, worker_token: str, worker_id: str, instance: str) -> str:
+        """Trade a worker token for a session token.
+
+        Raises:
+            Unauthenticated: the token is no worker's.
+            InvalidSpec: the id could not be a worker's.
+            Conflict: another process with this id is connected; try again when it is gone.
+        """
+        if not _WORKER_ID.fullmatch(worker_id) or not 0 < len(instance) <= 100:
+            raise InvalidSpec(f"worker_id: {worker_id[:70]!r} is not 1 to 63 of a-z, 0-9, '_', '.', '-'")
+        self._verify(worker_token, actor=worker_id)
+        self._check_joinable(worker_id, instance)
+        session = Session(worker_id, instance)
+        self._drop_sessions(worker_id)
+        token = self._make_token()
+        self._sessions[_key(token)] = session
+        return token
+
+    def session(self, token: str) -> Session:
+        """Whose session token this is. Raises Unauthenticated."""
+        session = self._sessions.get(_key(token))
+        if session is None:
+            raise Unauthenticated("the session is not known; authenticate again")
+        return session
+
+    async def register(self, session: Session, registration: Registration) -> None:
+        """Take a worker into the fleet. Another process that had the id before loses its leases first.
+
+        Raises: Conflict for another worker's session; QueueFull; StoreUnavailable (nothing changed).
+        """
+        if (registration.worker_id, registration.instance) != (session.worker_id, session.instance):
+            self._on_refusal("worker-id-mismatch", session.worker_id, f"registers as {registration.worker_id}")
+            raise Conflict("the session belongs to another worker")
+        self._check_joinable(session.worker_id, session.instance)
+        now_s = self._clock.now_s()
+        member = self._members.get(session.worker_id)
+        if member is None:
+            if len(self._members) >= self.config.workers_max:
+                raise QueueFull(f"the fleet has its {self.config.workers_max} workers (fleet.workers_max)")
+            life = machine.joined(session.worker_id, session.instance, now_s=self._clock.monotonic_s())
+            member = self._members[session.worker_id] = _Member(registration, life, now_s, now_s)
+            self._record(RecordWorkerEvent(session.worker_id, "worker-registered", f"process {session.instance}"))
+        else:
+            self._step(member, machine.Registered(session.instance))
+            member.registration, member.registered_s, member.seen_s = registration, now_s, now_s
+        self._forgotten.discard(session.worker_id)
+        if session.worker_id in self._expiring:
+            await self._expire(session.worker_id)  # before it claims anything new
+        await self._table.save([member.row()])
+
+    def attend(self, session: Session) -> Attendance:
+        """A stream was opened; an older one of the same process ends. Raises Conflict before :meth:`register`."""
+        member = self._member_of(session)
+        if member.attendance is not None:
+            _end(member.attendance)
+        member.attendance = Attendance(session)
+        return member.attendance
+
+    def heard(self, attendance: Attendance, state: WorkerState) -> None:
+        """The worker said what is."""
+        member = self._members.get(attendance.session.worker_id)
+        if member is None or member.attendance is not attendance:
+            return
+        member.state = state
+        member.seen_s = self._clock.now_s()
+        self._step(member, machine.Attended(runs=len(state.runs), draining=state.draining))
+        attendance.news.set()
+
+    def stream_lost(self, attendance: Attendance) -> None:
+        """The stream ended, in whatever way. That of an older stream changes nothing."""
+        member = self._members.get(attendance.session.worker_id)
+        if member is not None and member.attendance is attendance:
+            member.attendance = None
+            self._step(member, machine.StreamLost())
+
+    async def desired(self, worker_id: str) -> DesiredState:
+        """What the worker should be. Raises StoreUnavailable."""
+        member = self._member(worker_id)
+        cancel = tuple(await self._hooks.desired_cancels(worker_id))
+        return DesiredState(heartbeat_s=self.config.heartbeat_s, drain=member.life.drain_asked, cancel=cancel)
+
+    async def wait_feasible(self, session: Session, *, within_s: float) -> tuple[str, ...] | None:
+        """Wait until the worker may take work; its runtimes, or None when it still may not. Cancellation: safe."""
+        until_s = self._clock.monotonic_s() + within_s
+        while True:
+            member = self._member_of(session)
+            runtimes = member.registration.runtimes
+            if machine.feasible(member.life, runtimes=runtimes, wanted=""):
+                return runtimes
+            left_s = until_s - self._clock.monotonic_s()
+            if left_s <= 0:
+                return None
+            await member.changed.wait_notified(within_s=left_s)
+
+    # For operators.
+
+    def list_workers(self) -> list[Worker]:
+        """All workers that are known, by id; evicted ones for ``forget_after_s``."""
+        return [self.get(worker_id) for worker_id in sorted(self._members)]
+
+    def get(self, worker_id: str) -> Worker:
+        """One worker. Raises NotFound."""
+        member = self._member(worker_id)
+        return Worker(
+            registration=member.registration,
+            phase=member.life.phase,
+            drain=member.life.drain_asked,
+            registered_s=member.registered_s,
+            seen_s=member.seen_s,
+            state=member.state,
+        )
+
+    async def drain(self, worker_id: str) -> Worker:
+        """Let the worker finish what runs and take nothing new; holds over its restarts. Raises NotFound."""
+        return await self._change(worker_id, machine.DrainAsked())
+
+    async def undrain(self, worker_id: str) -> Worker:
+        """Let the worker take work again. Raises NotFound."""
+        return await self._change(worker_id, machine.DrainLifted())
+
+    async def remove(self, worker_id: str) -> Worker:
+        """Declare the worker gone; its leases end now. A living process of it will come back. Raises NotFound."""
+        return await self._change(worker_id, machine.Removed())
+
+    def feasible_workers(self, runtime: str = "") -> list[str]:
+        """Workers that may take new work asking for this runtime ("" = any)."""
+        return [
+            worker_id
+            for worker_id, member in self._members.items()
+            if machine.feasible(member.life, runtimes=member.registration.runtimes, wanted=runtime)
+        ]
+
+    def statistics(self) -> dict[str, int]:
+        """How many workers are in each phase, slots offered by and free on those that are ready."""
+        ready = [member for member in self._members.values() if member.life.phase is WorkerPhase.READY]
+        return {
+            **{
+                phase.value: sum(member.life.phase is phase for member in self._members.values())
+                for phase in WorkerPhase
+            },
+            "slots": sum(member.registration.capacity.slots for member in ready),
+            "slots_free": sum(member.state.slots_free for member in ready if member.state is not None),
+        }
+
+    # Upkeep.
+
+    async def run(self) -> None:
+        """Tick, end leases of the lost, keep the table, until cancelled."""
+        async with asyncio.TaskGroup() as upkeep:
+            upkeep.create_task(self._keep_house(), name="fleet:house")
+            upkeep.create_task(self._pass_on_aborts(), name="fleet:aborts")
+
+    async def _pass_on_aborts(self) -> None:
+        while True:
+            if await self._hooks.aborts.wait_notified(within_s=_IDLE_S):
+                for member in self._members.values():
+                    if member.attendance is not None:
+                        member.attendance.news.set()
+
+    async def _keep_house(self) -> None:
+        while True:
+            self._work.clear()
+            self._tick()
+            failed = not await self._settle()
+            wait_s = _RETRY_S if failed else self._until_due_s()
+            try:
+                async with asyncio.timeout(wait_s):
+                    await self._work.wait()
+            except TimeoutError:
+                continue
+            if failed:
+                await asyncio.sleep(_RETRY_S)
+
+    def _tick(self) -> None:
+        now_s = self._clock.now_s()
+        for worker_id, member in list(self._members.items()):
+            self._step(member, machine.TimePassed())
+            if member.life.phase is WorkerPhase.EVICTED and member.seen_s + self.config.forget_after_s < now_s:
+                del self._members[worker_id]
+                self._unsaved.discard(worker_id)
+                self._forgotten.add(worker_id)
+
+    async def _settle(self) -> bool:
+        """Carry out what was decided; False when something must be tried again."""
+        try:
+            for worker_id in list(self._expiring):
+                await self._expire(worker_id)
+            unsaved, self._unsaved = self._unsaved, set()
+            try:
+                await self._table.save([self._members[name].row() for name in unsaved if name in self._members])
+            except BaseException:
+                self._unsaved |= unsaved
+                raise
+            if self._forgotten:
+                await self._table.delete(tuple(self._forgotten))
+                self._forgotten.clear()
+        except CorralError as error:
+            _logger.warning("fleet-not-settled", error=str(error), expiring=len(self._expiring))
+            return False
+        return True
+
+    async def _expire(self, worker_id: str) -> None:
+        async with self._expire_turn:
+            if worker_id in self._expiring:
+                await self._hooks.worker_lost(worker_id)
+                self._expiring.discard(worker_id)
+
+    def _until_due_s(self) -> float:
+        due = [
+            due_s for member in self._members.values() if (due_s := machine.due_s(member.life, self.config)) is not None
+        ]
+        return max(0.0, min(due, default=self._clock.monotonic_s() + _IDLE_S) - self._clock.monotonic_s())
+
+    async def _change(self, worker_id: str, event: Event) -> Worker:
+        member = self._member(worker_id)
+        self._step(member, event)
+        await self._table.save([member.row()])
+        return self.get(worker_id)
+
+    def _step(self, member: _Member, event: Event) -> None:
+        before = member.life
+        member.life, effects = machine.step(before, event, now_s=self._clock.monotonic_s(), config=self.config)
+        for effect in effects:
+            self._carry_out(member, effect)
+        if member.life.phase is WorkerPhase.EVICTED and before.phase is not WorkerPhase.EVICTED:
+            self._drop_sessions(before.worker_id)
+            if member.attendance is not None:
+                _end(member.attendance)
+                member.attendance = None
+        if (before.phase, before.drain_asked) != (member.life.phase, member.life.drain_asked):
+            self._unsaved.add(before.worker_id)
+            self._work.set()
+            member.changed.notify()
+            self.changed.notify()
+
+    def _carry_out(self, member: _Member, effect: Effect) -> None:
+        match effect:
+            case ExpireLeases():
+                self._expiring.add(effect.worker_id)
+                self._work.set()
+            case PushDesired():
+                if member.attendance is not None:
+                    member.attendance.news.set()
+            case RecordWorkerEvent():
+                self._record(effect)
+
+    def _record(self, event: RecordWorkerEvent) -> None:
+        _logger.info(event.kind, worker=event.worker_id, reason=event.reason)
+
+    def _check_joinable(self, worker_id: str, instance: str) -> None:
+        member = self._members.get(worker_id)
+        if not machine.may_join(member.life if member is not None else None, instance):
+            self._on_refusal("worker-id-conflict", worker_id, "another process with this id is connected")
+            raise Conflict(
+                f"another process is connected as worker {worker_id}",
+                cure="give each worker an id of its own, or stop the other one",
+            )
+
+    def _drop_sessions(self, worker_id: str) -> None:
+        self._sessions = {key: kept for key, kept in self._sessions.items() if kept.worker_id != worker_id}
+
+    def _member_of(self, session: Session) -> _Member:
+        member = self._members.get(session.worker_id)
+        if member is None or member.life.instance != session.instance or member.life.phase is WorkerPhase.EVICTED:
+            raise Unauthenticated("the worker is not registered; authenticate and register again")
+        return member
+
+    def _member(self, worker_id: str) -> _Member:
+        member = self._members.get(worker_id)
+        if member is None:
+            raise NotFound(f'there is no worker "{worker_id[:70]}"')
+        return member
+
+
+def _end(attendance: Attendance) -> None:
+    attendance.current = False
+    attendance.news.set()
+
+
+def _key(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()  # a lookup by hash takes the same time for near misses
