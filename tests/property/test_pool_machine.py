@@ -1,6 +1,9 @@
 """The pools under a hostile world: starts fail, sandboxes die, releases repeat, callers leave, time jumps."""
 
+import random
+from collections.abc import Callable, Sequence
 from itertools import count
+from typing import TypeVar
 
 import hypothesis.strategies as st
 from hypothesis import settings
@@ -31,13 +34,14 @@ from corral.sandboxes.pool_model import (
     Stopped,
 )
 
+T = TypeVar("T")
 TENANTS = ("ann", "bob")
 KEYS = [PoolKey(tenant, root=root) for tenant in TENANTS for root in ("", "/images/gcc")]
 CONFIG = PoolConfig(
     min=1,
     warm=1,
     max=3,
-    tenant_max=4,
+    tenant_max=2,
     sandboxes_max=6,
     parked_max=3,
     starting_max=2,
@@ -48,6 +52,13 @@ CONFIG = PoolConfig(
     breaker_backoff_s=2,
     breaker_backoff_max_s=8,
 )
+
+
+ANY = st.integers(min_value=0, max_value=999)
+
+
+def pick(things: Sequence[T], n: int) -> T:
+    return things[n % len(things)]
 
 
 class World(RuleBasedStateMachine):
@@ -109,16 +120,16 @@ class World(RuleBasedStateMachine):
         self.tell(Asked(ticket, key))
 
     @precondition(lambda self: self.asked)
-    @rule(data=st.data())
-    def give_up(self, data: st.DataObject) -> None:
-        ticket = data.draw(st.sampled_from(sorted(self.asked)))
+    @rule(n=ANY)
+    def give_up(self, n: int) -> None:
+        ticket = pick(sorted(self.asked), n)
         del self.asked[ticket]
         self.tell(GaveUp(ticket))
 
     @precondition(lambda self: self.holding)
-    @rule(data=st.data(), soiled=st.booleans())
-    def release(self, data: st.DataObject, soiled: bool) -> None:
-        ticket = data.draw(st.sampled_from(sorted(self.holding)))
+    @rule(n=ANY, soiled=st.booleans())
+    def release(self, n: int, soiled: bool) -> None:
+        ticket = pick(sorted(self.holding), n)
         sandbox = self.holding.pop(ticket)
         if soiled:
             self.soiled.add(sandbox)
@@ -126,9 +137,10 @@ class World(RuleBasedStateMachine):
         self.tell(Released(sandbox, ticket, soiled))
 
     @precondition(lambda self: self.past)
-    @rule(data=st.data())
-    def release_again(self, data: st.DataObject) -> None:
-        sandbox, ticket = data.draw(st.sampled_from(self.past))
+    @rule(n=ANY)
+    def release_again(self, n: int) -> None:
+        in_other_hands = [lease for lease in self.past if lease[0] in self.holding.values()]
+        sandbox, ticket = pick(in_other_hands or self.past, n)
         assert self.machine.step(Released(sandbox, ticket, soiled=True), now_s=self.now_s) == ()
 
     @rule(key=st.sampled_from(KEYS), keep=st.booleans())
@@ -138,9 +150,9 @@ class World(RuleBasedStateMachine):
     # ---- what sandboxes do ----
 
     @precondition(lambda self: self.starting)
-    @rule(data=st.data(), outcome=st.sampled_from(["up", "up", "fails", "hopeless"]))
-    def start_ends(self, data: st.DataObject, outcome: str) -> None:
-        sandbox = data.draw(st.sampled_from(sorted(self.starting)))
+    @rule(n=ANY, outcome=st.sampled_from(["up", "up", "fails", "hopeless"]))
+    def start_ends(self, n: int, outcome: str) -> None:
+        sandbox = pick(sorted(self.starting), n)
         self.starting.remove(sandbox)
         if outcome == "up":
             self.tell(Started(sandbox))
@@ -149,23 +161,23 @@ class World(RuleBasedStateMachine):
             self.tell(StartFailed(sandbox, SandboxFailed("no"), hopeless=outcome == "hopeless"))
 
     @precondition(lambda self: self.resetting)
-    @rule(data=st.data(), clean=st.sampled_from([True, True, False]))
-    def reset_ends(self, data: st.DataObject, clean: bool) -> None:
-        sandbox = data.draw(st.sampled_from(sorted(self.resetting)))
+    @rule(n=ANY, clean=st.sampled_from([True, True, False]))
+    def reset_ends(self, n: int, clean: bool) -> None:
+        sandbox = pick(sorted(self.resetting), n)
         self.resetting.remove(sandbox)
         self.tell(ResetDone(sandbox, clean))
 
     @precondition(lambda self: set(self.keys) - self.starting)
-    @rule(data=st.data())
-    def dies(self, data: st.DataObject) -> None:
-        sandbox = data.draw(st.sampled_from(sorted(set(self.keys) - self.starting)))
+    @rule(n=ANY)
+    def dies(self, n: int) -> None:
+        sandbox = pick(sorted(set(self.keys) - self.starting), n)
         self.soiled.add(sandbox)
         self.tell(Died(sandbox))
 
     @precondition(lambda self: self.stopping)
-    @rule(data=st.data())
-    def stop_ends(self, data: st.DataObject) -> None:
-        sandbox = data.draw(st.sampled_from(sorted(self.stopping)))
+    @rule(n=ANY)
+    def stop_ends(self, n: int) -> None:
+        sandbox = pick(sorted(self.stopping), n)
         self.forget(sandbox)
         self.tell(Stopped(sandbox))
 
@@ -173,6 +185,16 @@ class World(RuleBasedStateMachine):
         del self.keys[sandbox]
         for those in (self.starting, self.resetting, self.stopping):
             those.discard(sandbox)
+
+    @rule()
+    def all_goes_well(self) -> None:
+        self.plan()
+        for sandbox in sorted(self.starting):
+            self.starting.remove(sandbox)
+            self.tell(Started(sandbox))
+        for sandbox in sorted(self.resetting):
+            self.resetting.remove(sandbox)
+            self.tell(ResetDone(sandbox, clean=True))
 
     # ---- time ----
 
@@ -205,12 +227,7 @@ class World(RuleBasedStateMachine):
         for ticket, sandbox in tuple(self.holding.items()):
             del self.holding[ticket]
             self.tell(Released(sandbox, ticket, sandbox in self.soiled))
-        for sandbox in tuple(self.starting):
-            self.starting.remove(sandbox)
-            self.tell(Started(sandbox))
-        for sandbox in tuple(self.resetting):
-            self.resetting.remove(sandbox)
-            self.tell(ResetDone(sandbox, clean=True))
+        self.all_goes_well()
         for sandbox in tuple(self.stopping):
             self.forget(sandbox)
             self.tell(Stopped(sandbox))
@@ -226,5 +243,36 @@ class World(RuleBasedStateMachine):
         assert held <= set(self.holding.values()), "a slot is busy for nobody"
 
 
-World.TestCase.settings = settings(derandomize=True, deadline=None, max_examples=150, stateful_step_count=60)
+World.TestCase.settings = settings(derandomize=True, deadline=None, max_examples=100, stateful_step_count=50)
 TestPools = World.TestCase
+
+
+def random_step(world: World, rng: random.Random) -> None:
+    """One step of a long life, in which most things go well and every possible thing happens."""
+    n = rng.randrange(1000)
+    existing = set(world.keys) - world.starting
+    steps: list[tuple[int, bool, Callable[[], None]]] = [(8, True, lambda: world.ask(pick(KEYS, n)))]
+    steps += [(4, True, world.all_goes_well), (4, True, world.plan)]
+    steps += [(1, True, lambda: world.time_passes(rng.choice([0.0, 0.5, 5.0, 31.0, 101.0])))]
+    steps += [(1, True, lambda: world.pin(pick(KEYS, n), rng.random() < 0.5))]
+    steps += [(1, bool(world.asked), lambda: world.give_up(n))]
+    steps += [(6, bool(world.holding), lambda: world.release(n, rng.random() < 0.2))]
+    steps += [(3, bool(world.past), lambda: world.release_again(n))]
+    steps += [(2, bool(world.starting), lambda: world.start_ends(n, rng.choice(["up", "up", "fails", "hopeless"])))]
+    steps += [(2, bool(world.resetting), lambda: world.reset_ends(n, rng.random() < 0.7))]
+    steps += [(1, bool(existing), lambda: world.dies(n))]
+    steps += [(4, bool(world.stopping), lambda: world.stop_ends(n))]
+    possible = [(weight, step) for weight, possible, step in steps if possible]
+    (_, chosen) = rng.choices(possible, weights=[weight for weight, _ in possible])[0]
+    chosen()
+
+
+def test_a_long_life_loses_nothing() -> None:
+    for seed in range(10):
+        world, rng = World(), random.Random(seed)
+
+        for _ in range(1500):
+            random_step(world, rng)
+            world.nothing_is_lost_or_shared()
+
+        world.teardown()

@@ -142,7 +142,7 @@ class _Waiting:
 
 
 class Pools:
-    """All pools of one worker. Life cycle: ``async with Pools(...)``; leaving it stops all sandboxes, in bounded time."""
+    """All pools of one worker. Life cycle: ``async with Pools(...)``; leaving it stops all, in bounded time."""
 
     def __init__(
         self, runtimes: Mapping[str, Runtime], config: PoolConfig, *, clock: Clock, new_id: Callable[[], str]
