@@ -1,0 +1,364 @@
+"""The worker's loops: claim, carry out, renew leases, report; and its three ends.
+
+* *drain*: take nothing new, finish what runs, return;
+* *stop now*: abort all runs as worker-shutdown (the queue starts them elsewhere), then raise ``WorkerStopped``;
+* the queue takes a run away (canceled, lease lost), or a lease ends that could not be renewed: that run is aborted
+  here, at once, whether or not the scheduler can be reached. A worker that is cut off never works on.
+"""
+
+import asyncio
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import structlog
+
+from corral.fleet.model import RunRef
+from corral.kernel.clock import Clock
+from corral.kernel.concurrency import Signal
+from corral.kernel.errors import CallerError, CorralError
+from corral.tasks.model import Reason, Resolved, RunReport, Started
+from corral.tasks.plugin import Plugin
+from corral.tasks.ports import Claim, TaskSource
+from corral.tasks.run import Run, RunServices
+from corral.tasks.run_config import WorkerConfig
+
+_log = structlog.get_logger(__name__)
+
+
+class WorkerStopped(Exception):
+    """The worker was stopped with ``stop_now``, or a plugin of it died; the message says why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerStatistics:
+    """What a worker has done since it started, and what it does now."""
+
+    claimed: int
+    completed: int
+    failed: int
+    exceptions: int
+    aborted: int
+    leases_lost: int
+    reports_refused: int
+    executing: int
+    ending: int
+    slots_free: int
+
+
+@dataclass(slots=True)
+class _Held:
+    """A run that we hold. ``lease_end_s`` and ``renew_s`` are of the monotonic clock."""
+
+    run: Run
+    lease_end_s: float
+    renew_s: float
+    executing: bool = True
+
+
+class Worker:
+    """One worker's loops. Made once, run once."""
+
+    def __init__(
+        self,
+        source: TaskSource,
+        services: RunServices,
+        config: WorkerConfig,
+        *,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``on_change`` is called when a run began or ended; it must not wait."""
+        self._source = source
+        self._services = services
+        self._config = config
+        self._clock: Clock = services.clock
+        self._on_change = on_change
+        self._held: dict[RunRef, _Held] = {}
+        self._executing = 0
+        self._room = Signal()
+        self._draining = asyncio.Event()
+        self._stopped_why = ""
+        self._claiming: asyncio.Timeout | None = None
+        self._idle_since_s = self._clock.monotonic_s()
+        self._claimed = self._completed = self._failed = self._exceptions = 0
+        self._aborted = self._leases_lost = self._refused = 0
+
+    # ---- what others ask ----
+
+    def drain(self) -> None:
+        """Take nothing new, finish what runs, end. Idempotent."""
+        if not self._draining.is_set():
+            self._draining.set()
+            self._room.notify()
+            if self._claiming is not None:
+                self._claiming.reschedule(asyncio.get_running_loop().time())
+            self._on_change()
+
+    def stop_now(self, why: str) -> None:
+        """Abort all runs as worker-shutdown, end with ``WorkerStopped(why)``. Idempotent, the first reason stands."""
+        self._stopped_why = self._stopped_why or why
+        self.drain()
+        self._abort(list(self._held), Reason.WORKER_SHUTDOWN)
+
+    def cancel(self, refs: Iterable[RunRef]) -> None:
+        """The queue wants these runs to end; those that we do not hold are ignored."""
+        self._abort(refs, Reason.CANCELED)
+
+    @property
+    def draining(self) -> bool:
+        """True when nothing new is taken."""
+        return self._draining.is_set()
+
+    @property
+    def slots_free(self) -> int:
+        """How many more runs may begin now."""
+        if self.draining:
+            return 0
+        ending = len(self._held) - self._executing
+        return max(0, min(self._config.slots - self._executing, self._config.ending_max - ending))
+
+    @property
+    def runs(self) -> Collection[RunRef]:
+        """Every run that we hold, those too that are telling their end."""
+        return tuple(self._held)
+
+    def statistics(self) -> WorkerStatistics:
+        """See ``WorkerStatistics``."""
+        return WorkerStatistics(
+            claimed=self._claimed,
+            completed=self._completed,
+            failed=self._failed,
+            exceptions=self._exceptions,
+            aborted=self._aborted,
+            leases_lost=self._leases_lost,
+            reports_refused=self._refused,
+            executing=self._executing,
+            ending=len(self._held) - self._executing,
+            slots_free=self.slots_free,
+        )
+
+    # ---- life ----
+
+    async def run(self) -> None:
+        """Work until drained or stopped.
+
+        Raises:
+            WorkerStopped: after ``stop_now``, when every run has ended.
+        Cancellation: kills all runs first; nothing is reported, so their leases end on their own.
+        """
+        try:
+            async with asyncio.TaskGroup() as outer:
+                beside = [
+                    outer.create_task(self._serve(plugin), name=f"plugin:{plugin.name}")
+                    for plugin in self._services.plugins
+                    if type(plugin).serve is not Plugin.serve
+                ]
+                beside.append(outer.create_task(self._keep_leases(), name="leases"))
+                async with asyncio.TaskGroup() as runs:
+                    await self._claim_until_drained(runs)
+                for task in beside:
+                    task.cancel()  # only now: a run without its lease's renewal would be lost
+        finally:
+            for plugin in self._services.plugins:
+                await self._close(plugin)
+        if self._stopped_why:
+            raise WorkerStopped(self._stopped_why)
+
+    async def _serve(self, plugin: Plugin) -> None:
+        try:
+            await plugin.serve(self)
+        except Exception as error:  # noqa: BLE001 (extension boundary: a dead plugin must not take runs down unreported)
+            _log.error("plugin died", plugin=plugin.name, exc_info=error)
+            self.stop_now(f"the plugin {plugin.name} died: {error!r}")
+
+    async def _close(self, plugin: Plugin) -> None:
+        try:
+            await plugin.close()
+        except Exception as error:  # noqa: BLE001 (extension boundary: the others are closed too)
+            _log.error("plugin not closed", plugin=plugin.name, exc_info=error)
+
+    # ---- claiming ----
+
+    async def _claim_until_drained(self, runs: asyncio.TaskGroup) -> None:
+        pause_s = self._config.retry_s
+        while not self.draining:
+            free = self.slots_free
+            if free == 0:
+                await self._room.wait_notified(within_s=self._config.claim_wait_s)
+                continue
+            self._tell_idle()
+            try:
+                claims = await self._claim(free)
+            except CorralError as error:
+                _log.warning("claim failed", error=str(error), retry_s=pause_s)
+                await self._wait_draining(pause_s)
+                pause_s = min(pause_s * 2, self._config.retry_max_s)
+                continue
+            pause_s = self._config.retry_s
+            for claim in claims:
+                self._begin(claim, runs)
+            if claims:
+                self._on_change()
+
+    async def _claim(self, free: int) -> Sequence[Claim]:
+        claims: Sequence[Claim] = ()
+        try:
+            async with asyncio.timeout(None) as self._claiming:
+                claims = await self._source.claim(free, wait_s=self._config.claim_wait_s)
+        except TimeoutError:
+            if not self.draining:
+                raise  # a drain ends the long poll; what the queue gave us then expires there
+        self._claiming = None
+        return claims
+
+    def _begin(self, claim: Claim, runs: asyncio.TaskGroup) -> None:
+        """Take a claim on; also when a stop came meanwhile, so that the queue hears of its end."""
+        if claim.ref in self._held:
+            return  # the queue told us twice
+        self._claimed += 1
+        started = _StartedReport(self, claim.ref, runs)
+        held = _Held(Run(self._services, claim, on_started=started.send), 0.0, 0.0)
+        self._renewed(held, claim.lease_until_s)
+        self._held[claim.ref] = held
+        self._executing += 1
+        if self._stopped_why:
+            held.run.abort(Reason.WORKER_SHUTDOWN)
+        runs.create_task(self._attempt(held), name=f"run:{claim.ref.task_id}/{claim.ref.run}")
+
+    def _tell_idle(self) -> None:
+        if not self._held:
+            idle_s = self._clock.monotonic_s() - self._idle_since_s
+            for plugin in self._services.plugins:
+                plugin.idle(idle_s)
+
+    async def _wait_draining(self, within_s: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                await self._draining.wait()
+
+    # ---- one run ----
+
+    async def _attempt(self, held: _Held) -> None:
+        ref = held.run.claim.ref
+        try:
+            try:
+                report = await held.run.carry_out()
+            finally:
+                held.executing = False
+                self._executing -= 1
+                self._room.notify()
+            self._count(report)
+            if report is not None:
+                await self.tell(ref, report)
+        finally:
+            del self._held[ref]
+            if not self._held:
+                self._idle_since_s = self._clock.monotonic_s()
+            self._room.notify()
+            self._on_change()
+
+    def _count(self, report: Resolved | None) -> None:
+        if report is None:
+            self._aborted += 1
+        elif report.reason is not None:
+            self._exceptions += 1
+        elif report.phase == "completed":
+            self._completed += 1
+        else:
+            self._failed += 1
+
+    async def tell(self, ref: RunRef, report: RunReport) -> None:
+        """Tell the queue, again and again while it cannot be reached and the lease is ours."""
+        pause_s = self._config.retry_s
+        while (held := self._held.get(ref)) is not None:
+            try:
+                await self._source.report(ref, report)
+            except CallerError as error:  # Conflict above all: the run is no longer ours
+                self._refused += 1
+                _log.info("report refused", task=ref.task_id, run=ref.run, error=str(error))
+                if isinstance(report, Started):
+                    self._abort([ref], Reason.CLAIM_EXPIRED)
+                return
+            except CorralError as error:
+                if self._clock.monotonic_s() >= held.lease_end_s:
+                    _log.warning("report given up: the lease has ended", task=ref.task_id, run=ref.run)
+                    return
+                _log.warning("report failed", task=ref.task_id, run=ref.run, error=str(error), retry_s=pause_s)
+                await asyncio.sleep(pause_s)
+                pause_s = min(pause_s * 2, self._config.retry_max_s)
+            except Exception as error:  # noqa: BLE001 (attempt boundary: one report must not end the other runs)
+                _log.error("report lost", task=ref.task_id, run=ref.run, exc_info=error)
+                return
+            else:
+                return
+
+    def _abort(self, refs: Iterable[RunRef], reason: Reason) -> None:
+        for ref in refs:
+            held = self._held.get(ref)
+            if held is not None and held.run.abort(reason):
+                _log.info("run aborted", task=ref.task_id, run=ref.run, reason=reason.value)
+
+    # ---- leases ----
+
+    async def _keep_leases(self) -> None:
+        while True:
+            await asyncio.sleep(self._until_next_look_s())
+            now_s = self._clock.monotonic_s()
+            self._drop_ended(now_s)
+            due = [ref for ref, held in self._held.items() if held.renew_s <= now_s < held.lease_end_s]
+            if due:
+                await self._renew(due)
+
+    def _until_next_look_s(self) -> float:
+        now_s = self._clock.monotonic_s()
+        first_s = min((held.lease_end_s for held in self._held.values() if held.executing), default=float("inf"))
+        return max(0.0, min(self._config.tick_s, first_s - now_s))
+
+    def _drop_ended(self, now_s: float) -> None:
+        ended = [ref for ref, held in self._held.items() if held.executing and now_s >= held.lease_end_s]
+        for ref in ended:
+            _log.warning("lease ended and could not be renewed", task=ref.task_id, run=ref.run)
+            self._leases_lost += 1
+        self._abort(ended, Reason.CLAIM_EXPIRED)
+
+    async def _renew(self, refs: Sequence[RunRef]) -> None:
+        ends_s = min(self._held[ref].lease_end_s for ref in refs)
+        try:
+            async with asyncio.timeout(max(0.0, ends_s - self._clock.monotonic_s())):
+                answer = await self._source.reclaim(refs)
+        except (CorralError, TimeoutError) as error:
+            _log.warning("leases not renewed", runs=len(refs), error=str(error) or "no answer in time")
+            for ref in refs:
+                if ref in self._held:
+                    self._held[ref].renew_s = self._clock.monotonic_s() + self._config.tick_s
+            return
+        for ref, until_s in answer.items():
+            held = self._held.get(ref)
+            if held is None:
+                continue
+            if until_s is None:
+                self._leases_lost += 1
+                held.lease_end_s = self._clock.monotonic_s()
+                self._abort([ref], Reason.CLAIM_EXPIRED)
+            else:
+                self._renewed(held, until_s)
+
+    def _renewed(self, held: _Held, until_s: float) -> None:
+        """The queue's wall time becomes ours: what is left of the lease, from now."""
+        left_s = max(0.0, until_s - self._clock.now_s())
+        now_s = self._clock.monotonic_s()
+        held.lease_end_s = now_s + left_s
+        held.renew_s = now_s + left_s * self._config.lease_part
+
+
+class _StartedReport:
+    """Tells that a command was started, beside the run: no run waits for that."""
+
+    def __init__(self, worker: Worker, ref: RunRef, runs: asyncio.TaskGroup) -> None:
+        self._worker = worker
+        self._ref = ref
+        self._runs = runs
+
+    def send(self, at_s: float) -> None:
+        """Called by the run."""
+        self._runs.create_task(self._worker.tell(self._ref, Started(at_s=at_s)))
