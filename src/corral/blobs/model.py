@@ -1,6 +1,7 @@
 """The nouns of blob storage."""
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 import msgspec
 
@@ -77,3 +78,52 @@ class Directory(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     files: tuple[FileNode, ...] = ()
     directories: tuple[DirectoryNode, ...] = ()
     symlinks: tuple[SymlinkNode, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TreeBounds:
+    """Guards for one walk over a tree; exceeding one ends it with TooLarge that names the bound.
+
+    ``directory_bytes`` bounds one encoded directory, ``depth`` the nesting (the top is 0).
+    """
+
+    total_bytes: int = 64 * 1024**3
+    file_bytes: int = 16 * 1024**3
+    entries: int = 1_000_000
+    depth: int = 128
+    directory_bytes: int = 64 * 1024**2
+
+
+class NodeKind(StrEnum):
+    """What a node of a tree is; devices, sockets and fifos do not exist in trees."""
+
+    FILE = "file"
+    DIRECTORY = "directory"
+    SYMLINK = "symlink"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TreeNode:
+    """One node met on a walk; a directory comes before what is in it.
+
+    Attributes:
+        path: relative to the top, ``/``-separated.
+        digest: of a file its content, of a directory its encoding; None for a symlink.
+        target: of a symlink, verbatim; "" otherwise.
+    """
+
+    path: str
+    kind: NodeKind
+    digest: Digest | None = None
+    executable: bool = False
+    target: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TreeSize:
+    """What a tree adds up to; ``total_bytes`` counts every file as often as it occurs."""
+
+    files: int
+    directories: int
+    symlinks: int
+    total_bytes: int

@@ -28,6 +28,7 @@ from corral.blobs.machine import (
     slices,
 )
 from corral.blobs.model import StoreLimits
+from corral.blobs.parallel import run_all
 from corral.blobs.turns import Turns
 from corral.kernel.digest import Digest, Digester
 from corral.kernel.errors import BlobCorrupt, CorralError, InvalidSpec, NotFound, StoreUnavailable
@@ -100,12 +101,14 @@ class ObjectStoreBlobs:
         asked = frozenset(digests)
         for digest in asked:
             check_digest(digest)
-        try:
-            async with asyncio.TaskGroup() as group:
-                heads = {digest: group.create_task(self._holds(tenant, digest)) for digest in asked}
-        except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None
-        return frozenset(digest for digest, head in heads.items() if not head.result())
+        missing: set[Digest] = set()
+
+        async def look(digest: Digest) -> None:
+            if not await self._holds(tenant, digest):
+                missing.add(digest)
+
+        await run_all((look(digest) for digest in asked), at_once=_REQUESTS_AT_ONCE)
+        return frozenset(missing)
 
     async def read(
         self, tenant: str, digest: Digest, *, offset: int = 0, length: int | None = None
@@ -145,12 +148,7 @@ class ObjectStoreBlobs:
         check_tenant(tenant)
         for digest in digests:
             check_digest(digest)
-        try:
-            async with asyncio.TaskGroup() as group:
-                for digest in digests:
-                    group.create_task(self._delete_one(tenant, digest))
-        except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None
+        await run_all((self._delete_one(tenant, digest) for digest in digests), at_once=_REQUESTS_AT_ONCE)
 
     async def _write_parts(self, tenant: str, digest: Digest, content: AsyncIterable[bytes]) -> None:
         async def put(stream: AsyncIterable[bytes]) -> None:
