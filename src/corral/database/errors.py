@@ -12,8 +12,16 @@ from sqlalchemy import exc
 
 from corral.kernel.errors import Conflict, CorralError, InvalidSpec, QuotaExceeded, StoreUnavailable
 
-FOREIGN: Final = (exc.SQLAlchemyError, sqlite3.Error, OSError, TimeoutError, OverflowError, UnicodeError)
-"""What a database call may raise besides errors of ours and of its caller. asyncpg's own errors come wrapped."""
+FOREIGN: Final = (
+    exc.SQLAlchemyError,
+    exc.EmulatedDBAPIException,  # asyncpg's errors, in SQLAlchemy's wrapping
+    sqlite3.Error,
+    OSError,
+    TimeoutError,
+    OverflowError,
+    UnicodeError,
+)
+"""What a database call may raise besides errors of ours and of its caller."""
 
 _RETRIED_SQLSTATES: Final = frozenset({"40001", "40P01"})  # serialization failure, deadlock
 _TAKEN: Final = "the database already holds this, or holds what it contradicts"
@@ -94,9 +102,9 @@ def _by_class(error: BaseException, text: str) -> CorralError:
             return InvalidSpec(_UNFIT, database=text)
         case exc.ProgrammingError() | exc.NotSupportedError() | sqlite3.NotSupportedError():
             return _defect(text)
-        case exc.DBAPIError() | exc.TimeoutError() | sqlite3.Error() | OSError():
+        case exc.DBAPIError() | exc.EmulatedDBAPIException() | exc.TimeoutError() | sqlite3.Error() | OSError():
             return _unavailable(text)
-        case exc.ResourceClosedError() | exc.PendingRollbackError():
+        case exc.DisconnectionError() | exc.ResourceClosedError() | exc.PendingRollbackError():
             return _unavailable(text)
     return _defect(text)
 
