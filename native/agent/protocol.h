@@ -15,7 +15,7 @@
 #define STREAMS_MAX 1024          /* open at once; more are refused, not queued */
 #define PATH_BYTES_MAX 4096
 #define DEPTH_MAX 128
-#define SIZE_UNKNOWN 18446744073709551615 /* of a file in PUT: its data ends at the next ENTRY or PUT_END */
+#define SIZE_UNKNOWN 18446744073709551615U /* of a file in PUT: its data ends at the next ENTRY or PUT_END */
 #define GRACE_DEFAULT 4294967295 /* in KILL: the grace that SETUP named */
 
 /* host to agent */

@@ -6,7 +6,7 @@ One ``asyncio.Protocol`` directly on the socket; frames of one turn of the event
 import asyncio
 import socket
 from collections.abc import Callable
-from typing import Final, Self
+from typing import Final, Self, cast
 
 from corral.kernel.errors import PoolExhausted, SandboxFailed, SandboxLost
 from corral.sandboxes.link import protocol
@@ -198,8 +198,7 @@ class _Wire(asyncio.Protocol):
         self._transport: asyncio.WriteTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.WriteTransport)
-        self._transport = transport
+        self._transport = cast(asyncio.WriteTransport, transport)  # uvloop's is one without saying so
 
     def data_received(self, data: bytes) -> None:
         self._link.on_data(data)

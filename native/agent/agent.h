@@ -1,0 +1,209 @@
+/* What the agent's files share. One process, one thread, one epoll loop; every exec has a keeper process. */
+#ifndef CORRAL_AGENT_H
+#define CORRAL_AGENT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "protocol.h"
+
+#define OUT_HIGH_BYTES 1048576 /* queued for the host; beyond it the agent waits for the host to read */
+#define LEFTOVER_DRAIN_MS 200  /* for descendants that are about to end when the command itself has ended */
+#define KILL_PATIENCE_MS 10000 /* for SIGKILL to have an effect */
+#define STARTED_DELAY_MS 1     /* a command that ends sooner is reported in one message */
+#define DRAIN_BYTES_MAX 4194304 /* read after an exec's end; more can only come from a stranger to its tree */
+
+/* ---- decode.c: bytes to values; pure, fuzzed ---- */
+
+struct reader {
+    uint8_t *at, *end;
+    bool bad;
+};
+
+struct frame {
+    uint8_t type;
+    uint32_t stream, length;
+    uint8_t *payload;
+};
+
+struct mount_request {
+    bool fresh;
+    uint64_t size_bytes, files;
+    char *path;
+};
+
+struct limit_request {
+    uint32_t resource;
+    uint64_t soft, hard;
+};
+
+struct setup_request {
+    uint32_t version, flags, grace_ms;
+    char *host_name;
+    uint32_t mounts, folders, limits, seccomp_bytes;
+    struct mount_request *mount;
+    char **folder;
+    struct limit_request *limit;
+    uint8_t *seccomp;
+};
+
+struct exec_request {
+    uint8_t flags;
+    uint16_t rows, columns;
+    uint32_t uid, gid;
+    char *cwd;
+    char **argv, **env;
+};
+
+struct entry_request {
+    uint8_t kind, executable;
+    uint64_t size;
+    char *path, *target;
+};
+
+struct get_request {
+    uint64_t total_bytes, entries, file_bytes;
+    uint32_t depth;
+    char *path;
+};
+
+uint8_t read_u8(struct reader *);
+uint16_t read_u16(struct reader *);
+uint32_t read_u32(struct reader *);
+uint64_t read_u64(struct reader *);
+char *read_string(struct reader *);
+bool reader_done(const struct reader *);
+struct reader reader_of(const struct frame *);
+/* The next frame in [at, end): 1 and its size in *used, 0 when it is not complete, -1 when it is malformed. */
+int cut_frame(uint8_t *at, uint8_t *end, struct frame *, size_t *used);
+bool decode_setup(const struct frame *, struct setup_request *);
+void free_setup(struct setup_request *);
+bool decode_exec(const struct frame *, struct exec_request *);
+void free_exec(struct exec_request *);
+bool decode_entry(const struct frame *, struct entry_request *);
+bool decode_get(const struct frame *, struct get_request *);
+bool path_allowed(const char *);
+
+/* ---- link.c: the stream to the host ---- */
+
+void link_open(int fd);
+int link_fd(void);
+bool link_read(void);  /* false: the stream ended */
+bool link_next(struct frame *);
+void link_compact(void);
+bool link_flush(void); /* false: the stream ended */
+size_t link_queued(void);
+void send_frame(uint8_t type, uint32_t stream, const void *payload, uint32_t length);
+void send_u32(uint8_t type, uint32_t stream, uint32_t number);
+void send_sentence(uint8_t type, uint32_t stream, const void *head, uint32_t head_bytes, const char *sentence);
+uint8_t *reserve_payload(uint32_t length); /* room for a frame of up to `length`; then send_reserved or nothing */
+void send_reserved(uint8_t type, uint32_t stream, uint32_t length);
+
+/* ---- loop.c ---- */
+
+struct source {
+    int fd; /* -1: closed */
+    bool watched;
+    void (*on_ready)(struct source *);
+    void *owner;
+};
+
+void loop_run(void);
+void watch(struct source *, bool for_writing);
+void unwatch(struct source *);
+void close_source(struct source *);
+_Noreturn void violation(const char *what);
+_Noreturn void end_everything(void);
+uint64_t now_us(void);
+void *must_alloc(size_t);
+
+enum stream_kind { STREAM_EXEC, STREAM_PUT, STREAM_GET };
+
+struct stream {
+    struct stream *next;
+    uint32_t id;
+    enum stream_kind kind;
+    bool dead;
+};
+
+void stream_add(struct stream *, uint32_t id, enum stream_kind);
+struct stream *stream_find(uint32_t id);
+void stream_remove(struct stream *); /* freed after the current batch of events */
+size_t streams_open(void);
+void each_stream(void (*)(struct stream *));
+
+/* ---- setup.c ---- */
+
+struct settings {
+    bool ready;
+    uint32_t grace_ms;
+    uint32_t folders, limits;
+    int *folder_fd;
+    char **folder;
+    mode_t *folder_mode;
+    struct limit_request *limit;
+};
+extern struct settings settings;
+
+void on_setup(const struct frame *);
+
+/* ---- exec.c and keeper.c ---- */
+
+void on_exec(const struct frame *);
+void on_exec_frame(struct stream *, const struct frame *);
+void reap_children(void);
+size_t keepers_unreaped(void);
+bool is_keeper(pid_t);
+
+struct launch { /* what a keeper needs; it lives in the memory that fork copied */
+    const struct exec_request *request;
+    int control, in, out, err;
+};
+
+enum report_kind { REPORT_STARTED, REPORT_NOT_STARTED, REPORT_ENDED };
+enum launch_stage { STAGE_EXEC, STAGE_CWD, STAGE_USER, STAGE_TERMINAL, STAGE_LIMITS, STAGE_PROCESS };
+
+struct report { /* keeper to agent, one packet */
+    uint8_t kind, started, how, value, flags, stage;
+    int32_t pid, error;
+    uint64_t wall_us, user_us, system_us, peak_bytes;
+};
+
+enum order_kind { ORDER_SIGNAL, ORDER_KILL };
+
+struct order { /* agent to keeper, one packet */
+    uint8_t kind, signal;
+    uint32_t grace_ms;
+};
+
+_Noreturn void keeper_main(struct launch *);
+
+/* ---- tree.c: processes by ancestry ---- */
+
+/* Signal every descendant of `root` that `spared` (which may be NULL) does not spare together with its own
+ * descendants. Returns how many live ones there were, -1 when /proc cannot be read. */
+int signal_tree(pid_t root, int signal, bool (*spared)(pid_t));
+int kill_tree_round(pid_t root, unsigned round, bool (*spared)(pid_t));
+
+/* ---- put.c, get.c, space.c, reset.c ---- */
+
+void on_put(const struct frame *);
+void on_put_frame(struct stream *, const struct frame *);
+void free_put(struct stream *);
+void on_get(const struct frame *);
+void on_get_frame(struct stream *, const struct frame *);
+void free_get(struct stream *);
+void resume_get(struct stream *);
+size_t gets_starved(void); /* those that stopped because the host has much to read */
+void on_stat(const struct frame *);
+void on_space(const struct frame *);
+void on_reset(const struct frame *);
+void free_exec_stream(struct stream *);
+void file_error(uint32_t stream, uint32_t code, const char *format, ...) __attribute__((format(printf, 3, 4)));
+void file_errno(uint32_t stream, int error, const char *path);
+bool is_kernel_file_system(int fd);
+const char *empty_folder(int folder); /* NULL: empty now; else what went wrong */
+
+#endif

@@ -1,0 +1,50 @@
+/* corral-agent: process 1 of a sandbox. `corral-agent [--fd N]`: the stream to the host is fd 0, or N. */
+#include <fcntl.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "agent.h"
+
+static void plain_signals(void) {
+    for (int number = 1; number < 65; number++)
+        signal(number, SIG_DFL); /* whatever our starter ignored, our execs shall not inherit */
+    signal(SIGPIPE, SIG_IGN);
+}
+
+static void open_standard(void) {
+    int null;
+    while ((null = open("/dev/null", O_RDWR | O_CLOEXEC)) >= 0 && null < 3)
+        ; /* whatever of 0, 1, 2 was closed is taken now */
+    if (null >= 3)
+        close(null);
+}
+
+int main(int argc, char **argv) {
+    int stream = 0;
+    if (argc == 3 && strcmp(argv[1], "--fd") == 0)
+        stream = atoi(argv[2]);
+    else if (argc != 1) {
+        static const char usage[] = "usage: corral-agent [--fd N]\n";
+        return write(2, usage, sizeof usage - 1) < 0 ? 2 : 2;
+    }
+    plain_signals();
+    int moved = fcntl(stream, F_DUPFD_CLOEXEC, 3);
+    if (moved < 0)
+        return 2;
+    close(stream);
+    open_standard();
+    umask(022);
+    struct rlimit files;
+    if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
+        files.rlim_cur = files.rlim_max;
+        setrlimit(RLIMIT_NOFILE, &files);
+    }
+    prctl(PR_SET_CHILD_SUBREAPER, 1);
+    link_open(moved);
+    loop_run();
+}

@@ -1,0 +1,163 @@
+/* RESET: as good as new, or an honest no. */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "agent.h"
+
+#define PATIENCE_US 1000000
+#define DEPTH_LIMIT 100000
+
+struct listing { /* struct linux_dirent64, which libc hides */
+    uint64_t inode, offset;
+    unsigned short length;
+    unsigned char type;
+    char name[];
+};
+
+#include <sys/syscall.h>
+
+static bool is_dots(const char *name) { return name[0] == '.' && (name[1] == 0 || (name[1] == '.' && name[2] == 0)); }
+
+/* Into the directory `name`; the current one is closed. Nothing runs beside us, so ".." leads back. -1 and errno. */
+static int descend(int at, const char *name, dev_t device) {
+    struct stat status;
+    int flags = O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC;
+    int fd = openat(at, name, flags);
+    if (fd < 0 && errno == EACCES && fchmodat(at, name, 0700, 0) == 0)
+        fd = openat(at, name, flags);
+    if (fd < 0)
+        return -1;
+    if (fstat(fd, &status) < 0 || status.st_dev != device) {
+        close(fd);
+        errno = EXDEV;
+        return -1;
+    }
+    fchmod(fd, 0700);
+    close(at);
+    return fd;
+}
+
+/* 0: removed. 1: a directory that is not empty. -1: errno. */
+static int remove_entry(int at, const char *name) {
+    if (unlinkat(at, name, 0) == 0)
+        return 0;
+    if (errno != EISDIR && errno != EPERM)
+        return -1;
+    if (unlinkat(at, name, AT_REMOVEDIR) == 0)
+        return 0;
+    return errno == ENOTEMPTY || errno == EEXIST ? 1 : -1;
+}
+
+/* Removes what can be removed at once. 0: nothing is left here. 1: `name` is a full directory. -1: errno. */
+static int remove_all(int at, char name[256]) {
+    static char buffer[32768] __attribute__((aligned(8)));
+    long n;
+    while ((n = syscall(SYS_getdents64, at, buffer, sizeof buffer)) > 0)
+        for (long i = 0; i < n;) {
+            struct listing *entry = (struct listing *)(buffer + i);
+            i += entry->length;
+            if (is_dots(entry->name))
+                continue;
+            int result = remove_entry(at, entry->name);
+            if (result) {
+                snprintf(name, 256, "%s", entry->name);
+                return result;
+            }
+        }
+    return n < 0 ? -1 : 0;
+}
+
+const char *empty_folder(int folder) {
+    struct stat status;
+    char name[256] = "";
+    unsigned depth = 0;
+    int at = openat(folder, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (at < 0 || fstat(at, &status) < 0)
+        return strerror(errno);
+    for (;;) {
+        int result = remove_all(at, name);
+        if (result == 0 && depth == 0) {
+            close(at);
+            return NULL;
+        }
+        int next = -1;
+        if (result == 1 && depth < DEPTH_LIMIT && (next = descend(at, name, status.st_dev)) >= 0) {
+            depth++;
+        } else if (result == 0 && (next = openat(at, "..", O_RDONLY | O_DIRECTORY | O_CLOEXEC)) >= 0) {
+            depth--;
+            close(at);
+        } else {
+            const char *why = strerror(errno);
+            close(at);
+            return why;
+        }
+        at = next;
+    }
+}
+
+/* Those whose exec has been told are at their _exit; nothing else may be our child. False: some are left. */
+static bool all_reaped(void) {
+    uint64_t until = now_us() + PATIENCE_US;
+    for (unsigned tries = 0;; tries++) {
+        reap_children();
+        if (keepers_unreaped() == 0 || now_us() > until)
+            break;
+        nanosleep(&(struct timespec){0, tries < 10 ? 20000 : 1000000}, NULL);
+    }
+    return waitpid(-1, NULL, WNOHANG) < 0 && errno == ECHILD;
+}
+
+static int kill_leftovers(void) {
+    int most = 0;
+    uint64_t until = now_us() + PATIENCE_US;
+    for (unsigned round = 0; now_us() < until; round++) {
+        int live = kill_tree_round(getpid(), round, is_keeper);
+        most = live > most ? live : most;
+        reap_children();
+        if (live <= 0)
+            break;
+        nanosleep(&(struct timespec){0, 1000000}, NULL);
+    }
+    return most;
+}
+
+/* System V objects outlive processes; the first line of each list is its heading. */
+static bool has_ipc_objects(void) {
+    static const char *const lists[] = {"/proc/sysvipc/shm", "/proc/sysvipc/sem", "/proc/sysvipc/msg"};
+    char text[1024];
+    for (int i = 0; i < 3; i++) {
+        int fd = open(lists[i], O_RDONLY | O_CLOEXEC);
+        if (fd < 0)
+            continue; /* a kernel without them */
+        ssize_t n = read(fd, text, sizeof text);
+        close(fd);
+        char *line = n > 0 ? memchr(text, '\n', (size_t)n) : NULL;
+        if (line && line + 1 < text + n)
+            return true;
+    }
+    return false;
+}
+
+void on_reset(const struct frame *f) {
+    char left[512] = "";
+    if (streams_open())
+        snprintf(left, sizeof left, "%zu operations are running", streams_open());
+    else if (!all_reaped())
+        snprintf(left, sizeof left, "%d processes were left", kill_leftovers());
+    else if (getpid() == 1 && has_ipc_objects())
+        snprintf(left, sizeof left, "System V objects were left");
+    for (uint32_t i = 0; left[0] == 0 && i < settings.folders; i++) {
+        const char *why = empty_folder(settings.folder_fd[i]);
+        if (why)
+            snprintf(left, sizeof left, "%s cannot be emptied: %s", settings.folder[i], why);
+        fchmod(settings.folder_fd[i], settings.folder_mode[i]);
+    }
+    uint8_t clean = left[0] == 0;
+    send_sentence(T_RESET_DONE, f->stream, &clean, 1, left);
+}
