@@ -63,6 +63,17 @@ async def _canceled(task: "asyncio.Task[None]") -> None:
     await asyncio.wait({task})
 
 
+def raise_if_cancelled() -> None:
+    """Raise CancelledError when the running task was asked to end and the request is hidden behind an error.
+
+    Before Python 3.13 a TaskGroup that is cancelled from outside while a child fails raises the child's error only;
+    a loop that maps such errors and goes on must ask, or it never ends.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
 class Signal:
     """Wakes everybody who waits, and remembers nothing: wait first, then look again.
 

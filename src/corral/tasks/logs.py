@@ -22,7 +22,7 @@ import structlog
 
 from corral.blobs.ports import BlobStore
 from corral.kernel.clock import Clock
-from corral.kernel.concurrency import Signal
+from corral.kernel.concurrency import Signal, raise_if_cancelled
 from corral.kernel.digest import Digest
 from corral.kernel.errors import Conflict, CorralError, DependencyError, QuotaExceeded, StoreUnavailable, TooLarge
 from corral.kernel.units import format_size
@@ -262,6 +262,7 @@ class LogStore:
             except* OSError as errors:
                 _logger.warning("logs-not-synced", logs=len(keys), error=str(errors.exceptions[0]))
                 self._dirty |= set(keys)
+                raise_if_cancelled()
             else:
                 for key, received in marks.items():
                     if (log := self._logs.get(key)) is not None:
