@@ -93,7 +93,7 @@ class BubblewrapRuntime:
                     *(word for capability in _AGENT_CAPABILITIES for word in ("--cap-add", capability)),
                     *root,
                     *("--proc", "/proc", "--dev", "/dev"),
-                    *("--tmpfs", "/dev/shm", "--tmpfs", "/tmp", "--tmpfs", "/work"),
+                    *("--dir", "/tmp", "--dir", "/work", "--hostname", spec.id.replace("_", "-")[:63]),
                     *network,
                     *("--remount-ro", "/dev", *(("--remount-ro", "/") if spec.root else ())),
                     *("--chdir", "/", "--", f"/proc/self/fd/{_AGENT_DESCRIPTOR}"),
@@ -108,13 +108,15 @@ class BubblewrapRuntime:
         return await start_box(spec, self._home, prepare, within_s=self._start_within_s)
 
     def _setup(self, spec: SandboxSpec, stock: _Stock) -> Setup:
-        setup = Setup.bounded(spec.size, host_name=spec.id.replace("_", "-")[:63], seccomp=stock.seccomp)
+        setup = Setup.bounded(spec.size, seccomp=stock.seccomp)
         hard, limits = self._home.cgroups.hard, list(setup.rlimits)
         if "memory" not in hard:  # per process, and of private memory only: the best there is without groups
             limits.append(ResourceLimit.both(resource.RLIMIT_DATA, spec.size.memory_bytes))
         if "pids" not in hard:  # counted per user namespace since Linux 5.14
             limits.append(ResourceLimit.both(resource.RLIMIT_NPROC, spec.size.processes + PROCESSES_OF_OURS))
-        return replace(setup, rlimits=tuple(limits))
+        # bubblewrap's own tmpfs belong to a user namespace above the agent's and could not be bounded by it
+        mounts = tuple(replace(mount, fresh=True) for mount in setup.mounts)
+        return replace(setup, mounts=mounts, rlimits=tuple(limits))
 
     async def sweep(self) -> int:
         return await self._home.sweep()
