@@ -12,6 +12,7 @@ from corral.kernel.errors import InvalidSpec, NotFound, SandboxLost
 from corral.sandboxes.link import files, protocol
 from corral.sandboxes.link.execution import Channel, Execution
 from corral.sandboxes.link.files import Entries
+from corral.sandboxes.link.setup import WORK
 from corral.sandboxes.model import (
     MIB,
     End,
@@ -56,6 +57,7 @@ class Sandbox:
     def __init__(self, box: Box) -> None:
         self._box = box
         self._link = box.link
+        self._work_path = box.link.setup.work_path
         self._events = LimitEvents()
         self._soiled = False
 
@@ -111,7 +113,16 @@ class Sandbox:
         """As ``start``; the request leaves at once."""
         if mistakes := _mistakes(request):
             raise InvalidSpec(mistakes[0], mistakes=mistakes)
+        if self._work_path != WORK:
+            env = tuple((name, self._placed(value)) for name, value in request.env)
+            request = replace(request, cwd=self._placed(request.cwd), env=env)
         return Execution(self._link, request, stdin=stdin, judge=self._judge)
+
+    def _placed(self, path: str) -> str:
+        """Where a path lies for the agent: a box without mounts of its own has another folder for /work."""
+        if self._work_path == WORK or not (path == WORK or path.startswith(f"{WORK}/")):
+            return path
+        return self._work_path + path.removeprefix(WORK)
 
     async def run(
         self,
@@ -151,7 +162,7 @@ class Sandbox:
     async def write_tree(self, directory: str, entries: Entries, limits: TreeLimits = _ANY_TREE) -> tuple[int, int]:
         """Write a tree below ``directory``; (entries, bytes) written. See ``put_tree`` in ``link.files``."""
         _check_path(directory)
-        return await files.put_tree(self._link, directory, entries, limits)
+        return await files.put_tree(self._link, self._placed(directory), entries, limits)
 
     async def read_file(self, path: str, *, file_bytes: int = _ANY_TREE.file_bytes) -> AsyncIterator[bytes]:
         """The content of one regular file.
@@ -179,17 +190,17 @@ class Sandbox:
 
     def _read_tree(self, path: str, limits: TreeLimits) -> AsyncGenerator[tuple[TreeEntry, AsyncIterator[bytes]], None]:
         _check_path(path)
-        return files.get_tree(self._link, path, limits)
+        return files.get_tree(self._link, self._placed(path), limits)
 
     async def stat(self, path: str) -> TreeEntry:
         """The entry at ``path``, a symlink not followed. Raises NotFound; InvalidSpec for devices and the like."""
         _check_path(path)
-        return await files.stat(self._link, path)
+        return await files.stat(self._link, self._placed(path))
 
     async def space(self, path: str) -> Space:
         """Free and total space of the folder. Raises NotFound."""
         _check_path(path)
-        return await files.space(self._link, path)
+        return await files.space(self._link, self._placed(path))
 
     async def ping(self) -> None:
         """One round trip to the agent. Raises SandboxLost."""

@@ -2,9 +2,12 @@
 
 import resource
 from dataclasses import dataclass
-from typing import Self
+from typing import Final, Self
 
 from corral.sandboxes.model import Size
+
+
+WORK: Final = "/work"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +54,7 @@ class Setup:
         forbid_user_namespaces: write 0 to max_user_namespaces; when that fails it becomes one of ``Link.notes``.
         drop_capabilities: empty every capability set, the bounding set included.
         grace_s: from SIGTERM to SIGKILL when a kill does not say otherwise.
+        work_path: what stands for /work, for a box without mounts of its own; not sent to the agent.
     """
 
     mounts: tuple[TmpfsMount, ...] = ()
@@ -61,6 +65,7 @@ class Setup:
     forbid_user_namespaces: bool = False
     drop_capabilities: bool = False
     grace_s: float = 2.0
+    work_path: str = WORK
 
     @classmethod
     def bounded(cls, size: Size, *, host_name: str = "", seccomp: bytes = b"") -> Self:

@@ -1,0 +1,105 @@
+"""Names of runtimes, and which of them this program can open."""
+
+import difflib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Final, Protocol
+
+import msgspec
+
+from corral.kernel.errors import InvalidSpec
+from corral.sandboxes.cgroups import Cgroups
+from corral.sandboxes.ports import Runtime
+from corral.sandboxes.runtimes.bubblewrap import BubblewrapRuntime, HostUser
+from corral.sandboxes.runtimes.home import Home
+from corral.sandboxes.runtimes.really_really_dangerous import ReallyReallyDangerousRuntime
+
+
+class RuntimesConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which runtimes a worker offers, and how it starts them.
+
+    Attributes:
+        names: of ``KNOWN``; the first is the default.
+        start_within_s: a sandbox that has not answered by then has failed.
+        host_uid, host_gid: who a sandbox is on the host when the worker is root; never 0.
+    """
+
+    names: tuple[str, ...] = ("bubblewrap",)
+    start_within_s: float = 10.0
+    host_uid: int = 65534
+    host_gid: int = 65534
+
+    def __post_init__(self) -> None:
+        if not self.names:
+            raise ValueError("names must hold at least one runtime")
+        if not self.start_within_s > 0:
+            raise ValueError("start_within_s must be more than 0 seconds")
+        if self.host_uid < 1 or self.host_gid < 1:
+            raise ValueError("host_uid and host_gid must not be root's")
+
+
+class OpenRuntime(Runtime, Protocol):
+    """A runtime that holds something for all its boxes."""
+
+    def close(self) -> None:
+        """Free it; boxes that run are not touched."""
+        ...
+
+
+def _bubblewrap(home: Home, config: RuntimesConfig) -> OpenRuntime:
+    user = HostUser(uid=config.host_uid, gid=config.host_gid)
+    return BubblewrapRuntime(home, host_user=user, start_within_s=config.start_within_s)
+
+
+def _really_really_dangerous(home: Home, config: RuntimesConfig) -> OpenRuntime:
+    return ReallyReallyDangerousRuntime(home, start_within_s=config.start_within_s)
+
+
+KNOWN: Final[Mapping[str, Callable[[Home, RuntimesConfig], OpenRuntime]]] = {
+    "bubblewrap": _bubblewrap,
+    "really_really_dangerous": _really_really_dangerous,
+}
+ABSENT: Final[Mapping[str, str]] = {
+    "oci": "it needs an OCI runtime (crun or runc) and images, which this version does not have",
+    "gvisor": "it needs runsc and images, which this version does not have",
+    "firecracker": "it needs KVM, firecracker and a guest kernel, which this version does not drive",
+    "qemu": "it needs qemu-system and a guest kernel, which this version does not drive",
+    "runhcs-wcow-hypervisor": "it needs Windows with Hyper-V, and Corral's workers run on Linux",
+}
+
+
+def check_name(name: str) -> None:
+    """Raises InvalidSpec with one clear sentence when ``name`` is not a runtime that this program can open."""
+    if name in KNOWN:
+        return
+    if name in ABSENT:
+        raise InvalidSpec(f'runtime: "{name}" is not available: {ABSENT[name]}', field="runtime")
+    # the one without walls is never proposed to somebody who mistyped
+    proposable = [known for known in (*KNOWN, *ABSENT) if known != "really_really_dangerous"]
+    nearest = difflib.get_close_matches(name, proposable, n=1, cutoff=0.5)
+    hint = f'did you mean "{nearest[0]}"?' if nearest else f"known are {', '.join(KNOWN)}"
+    raise InvalidSpec(f'runtime: there is no runtime "{name}"; {hint}', field="runtime")
+
+
+@contextmanager
+def open_runtimes(
+    config: RuntimesConfig, directory: Path, *, cgroups: Cgroups | None = None
+) -> Iterator[dict[str, Runtime]]:
+    """The configured runtimes of one worker, by name; ``directory`` is the worker's own, for its sandboxes.
+
+    Stop every box before leaving. Call ``sweep`` of one of them before the first start.
+
+    Raises:
+        InvalidSpec: a name is unknown or absent.
+        Conflict: another process uses the directory.
+        SandboxFailed: a part that a runtime needs is not installed.
+    """
+    for name in config.names:
+        check_name(name)
+    with ExitStack() as stack:
+        home = stack.enter_context(Home(directory, cgroups=cgroups))
+        opened: dict[str, Runtime] = {}
+        for name in dict.fromkeys(config.names):
+            opened[name] = stack.enter_context(closing(KNOWN[name](home, config)))
+        yield opened
