@@ -56,8 +56,8 @@ def _pending(view: Situation) -> list[str]:
             f"It is pending because the tenant has {view.running} runs, and max_running is {view.terms.max_running}."
         )
     if view.ahead:
-        noun = "task" if view.ahead == 1 else "tasks"
-        reasons.append(f"It is pending because {view.ahead} {noun} of this tenant are served before it.")
+        ahead = "1 task of this tenant is" if view.ahead == 1 else f"{view.ahead} tasks of this tenant are"
+        reasons.append(f"It is pending because {ahead} served before it.")
     if not reasons:
         reasons.append("It is pending because no slot has become free for it yet; it is the next of this tenant.")
     retries = [run for run in view.task.life.runs if run.phase is Phase.EXCEPTION and run.reason is not None]
