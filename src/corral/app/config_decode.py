@@ -183,12 +183,33 @@ def _decode(kind: Any, value: Any, at: str, mistakes: Mistakes) -> Any:
             mistakes.add(f"{at}: is a section with keys of its own, not a single value")
             return None
         return decode_section(inner, value, at, mistakes)
+    if choices := _tagged(inner):
+        return _decode_tagged(choices, value, at, mistakes)
     origin = get_origin(inner)
     if origin in (dict, Mapping) or origin is typing.get_origin(Mapping[str, str]):
         return _decode_mapping(inner, value, at, mistakes)
     if origin in (tuple, list) or inner in (tuple, list):
         return _decode_sequence(inner, value, at, mistakes)
     return _decode_scalar(inner, value, at, mistakes)
+
+
+def _tagged(kind: Any) -> dict[str, Any]:
+    """Structs of a union by their tag; empty when ``kind`` is no such union."""
+    if get_origin(kind) not in (typing.Union, types.UnionType):
+        return {}
+    members = get_args(kind)
+    if not all(isinstance(each, type) and issubclass(each, msgspec.Struct) for each in members):
+        return {}
+    return {str(each.__struct_config__.tag): each for each in members}
+
+
+def _decode_tagged(choices: dict[str, Any], value: Any, at: str, mistakes: Mistakes) -> Any:
+    tag_field = next(iter(choices.values())).__struct_config__.tag_field
+    tag = value.get(tag_field) if isinstance(value, Mapping) else None
+    if tag not in choices:
+        mistakes.add(f"{at}.{tag_field}: must be one of {', '.join(sorted(choices))}")
+        return None
+    return decode_section(choices[tag], {key: each for key, each in value.items() if key != tag_field}, at, mistakes)
 
 
 def _decode_mapping(kind: Any, value: Any, at: str, mistakes: Mistakes) -> Any:

@@ -8,7 +8,22 @@ from pathlib import Path
 
 import msgspec
 
+from corral.blobs.config import BlobsConfig
+from corral.database.limits import DatabaseLimits
+from corral.fleet.adapters.grpc_link import LinkConfig
+from corral.fleet.model import FleetConfig
 from corral.kernel.errors import InvalidSpec
+from corral.ledger.limits import LedgerLimits
+from corral.sandboxes.pool_model import PoolConfig
+from corral.tasks.limits import QueueLimits
+from corral.tasks.logs import LogConfig
+from corral.tasks.plugins.env import EnvConfig
+from corral.tasks.plugins.livelog import LiveLogConfig
+from corral.tasks.plugins.maxruntime import MaxRunTimeConfig
+from corral.tasks.plugins.watchdog import WatchdogConfig
+from corral.tasks.run_config import RunConfig, WorkerConfig
+from corral.tenants.model import AccessConfig, TenantConfig
+from corral.wire.transport import ServerTls, WireLimits
 
 
 def _default_data_dir() -> str:
@@ -16,7 +31,7 @@ def _default_data_dir() -> str:
     return str(Path(base) / "corral")
 
 
-class HttpConfig(msgspec.Struct, frozen=True, kw_only=True):
+class HttpConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Limits of the REST door.
 
     Attributes:
@@ -36,25 +51,19 @@ class HttpConfig(msgspec.Struct, frozen=True, kw_only=True):
     stop_s: float = 3.0
 
 
-class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
+class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The scheduler process.
 
     Attributes:
         http: address of REST, ``HOST:PORT``; port 0 takes a free one.
         grpc: address for workers, ``HOST:PORT``; port 0 takes a free one.
         database: ``sqlite:///PATH`` or ``postgresql://…``; "" is ``corral.db`` in the data directory.
-        sweep_s: how often the sweeper looks for leases, deadlines and expiries that are due.
-        clean_s: how often the blob store is cleaned.
-        stop_s: longest orderly stop before the process leaves anyway.
         http_limits: limits of the REST door.
     """
 
     http: str = "127.0.0.1:7070"
     grpc: str = "127.0.0.1:7071"
     database: str = ""
-    sweep_s: float = 0.5
-    clean_s: float = 300.0
-    stop_s: float = 10.0
     http_limits: HttpConfig = HttpConfig()
 
     def __post_init__(self) -> None:
@@ -67,7 +76,45 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
             raise InvalidSpec(mistakes[0], mistakes=tuple(mistakes))
 
 
-class SupervisorConfig(msgspec.Struct, frozen=True, kw_only=True):
+class PluginsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Settings of the worker's plugins, one section each.
+
+    Attributes:
+        env: variables for every task.
+        livelog: how logs travel.
+        maxruntime: how long commands may run.
+        watchdog: when a worker that does nothing is stopped.
+    """
+
+    env: EnvConfig = EnvConfig()
+    livelog: LiveLogConfig = LiveLogConfig()
+    maxruntime: MaxRunTimeConfig = MaxRunTimeConfig()
+    watchdog: WatchdogConfig = WatchdogConfig()
+
+
+class JoinConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a worker joins the fleet.
+
+    Attributes:
+        scheduler: address of the scheduler's gRPC, ``HOST:PORT``.
+        token: the worker's token; not needed on one machine.
+        id: the worker's id, kept over restarts; "" keeps one in the data directory.
+        labels: free words for people and placement.
+        link: the connection, and how the scheduler's certificate is checked.
+    """
+
+    scheduler: str = "127.0.0.1:7071"
+    token: str = ""
+    id: str = ""
+    labels: dict[str, str] = {}
+    link: LinkConfig = LinkConfig()
+
+    def __post_init__(self) -> None:
+        if problem := _address_problem(self.scheduler):
+            raise InvalidSpec(f"scheduler: {problem}")
+
+
+class SupervisorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``corral up``: how children are started again.
 
     Attributes:
@@ -85,6 +132,78 @@ class SupervisorConfig(msgspec.Struct, frozen=True, kw_only=True):
     restarts: int = 60
     restarts_within_s: float = 60.0
     stop_s: float = 10.0
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything.
+
+    Attributes:
+        data_dir: database, logs, blobs, caches and leftovers of this machine's processes.
+        scheduler: the scheduler process.
+        supervisor: ``corral up``.
+        join: how the worker finds and joins the fleet.
+        worker: the worker's claim and lease loops.
+        runs: policy and bounds for runs.
+        pool: warm sandboxes.
+        plugins: features of the task life cycle.
+        queue: what the queue accepts and how long it waits.
+        fleet: heartbeats and eviction.
+        blobs: the content-addressed store.
+        logs: the log store of the scheduler.
+        ledger: audit rows and security events.
+        database: bounds of the use of the database.
+        wire: connections between scheduler and worker.
+        tls: certificate of the scheduler's gRPC.
+        access: tokens that belong to no tenant.
+        tenants: one table per tenant; with none there is one, named default.
+    """
+
+    data_dir: str = ""
+    scheduler: SchedulerConfig = SchedulerConfig()
+    supervisor: SupervisorConfig = SupervisorConfig()
+    join: JoinConfig = JoinConfig()
+    worker: WorkerConfig = WorkerConfig()
+    runs: RunConfig = RunConfig()
+    pool: PoolConfig = PoolConfig()
+    plugins: PluginsConfig = PluginsConfig()
+    queue: QueueLimits = QueueLimits()
+    fleet: FleetConfig = FleetConfig()
+    blobs: BlobsConfig = BlobsConfig()
+    logs: LogConfig = LogConfig()
+    ledger: LedgerLimits = LedgerLimits()
+    database: DatabaseLimits = DatabaseLimits()
+    wire: WireLimits = WireLimits()
+    tls: ServerTls = ServerTls()
+    access: AccessConfig = AccessConfig()
+    tenants: dict[str, TenantConfig] = {}
+
+    @property
+    def data(self) -> Path:
+        """The data directory; ``$XDG_DATA_HOME/corral`` when none is configured."""
+        return Path(self.data_dir or _default_data_dir()).expanduser().absolute()
+
+    @property
+    def database_url(self) -> str:
+        """Where the state is kept."""
+        return self.scheduler.database or f"sqlite:///{self.data / 'corral.db'}"
+
+    def contradictions(self) -> list[str]:
+        """Settings that are right by themselves and wrong together."""
+        found = []
+        if self.scheduler.http == self.scheduler.grpc and not self.scheduler.http.endswith(":0"):
+            found.append(f"scheduler.http and scheduler.grpc are both {self.scheduler.http}; they need two ports")
+        if self.plugins.livelog.log_bytes_max < self.logs.log_bytes_max:
+            found.append("plugins.livelog.log_bytes_max must be at least logs.log_bytes_max")
+        if self.queue.lease_s != self.fleet.lease_s:
+            found.append(
+                f"queue.lease_s ({self.queue.lease_s:g}) and fleet.lease_s ({self.fleet.lease_s:g}) must be the same: "
+                "workers renew by what they are told"
+            )
+        if self.scheduler.http_limits.batch_tasks > self.queue.submit_tasks:
+            found.append("scheduler.http_limits.batch_tasks must not exceed queue.submit_tasks")
+        if self.pool.max < self.worker.slots:
+            found.append(f"pool.max ({self.pool.max}) must be at least worker.slots ({self.worker.slots})")
+        return found
 
 
 def split_address(address: str) -> tuple[str, int]:

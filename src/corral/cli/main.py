@@ -73,7 +73,7 @@ def _run(arguments: list[str]) -> int:
         return _tell(error)
     except (KeyboardInterrupt, EOFError):
         return INTERRUPTED
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 (the request boundary of the command line: never a traceback)
         # Typer brings its own copy of click, and only its errors know how to show themselves.
         show = getattr(error, "show", None)
         if show is not None:
@@ -109,8 +109,6 @@ def _tell_bug(error: Exception) -> int:
 def _debug() -> None:
     if os.environ.get("CORRAL_DEBUG"):
         traceback.print_exc()
-
-
 
 
 if __name__ == "__main__":

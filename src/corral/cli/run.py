@@ -47,7 +47,9 @@ def run(
     needs: Annotated[list[str] | None, typer.Option("--needs", metavar="TASK", help="Run after this task.")] = None,
     name: Annotated[str, typer.Option("--name", "-n", help="For people.")] = "",
     group: Annotated[str, typer.Option("--group", help="Tasks of a group are listed and canceled together.")] = "",
-    runtime: Annotated[str, typer.Option("--runtime", help="Kind of isolation; the worker's default if not given.")] = "",
+    runtime: Annotated[
+        str, typer.Option("--runtime", help="Kind of isolation; the worker's default if not given.")
+    ] = "",
     priority: Annotated[str, typer.Option("--priority", help="highest, high, normal, low or lowest.")] = "normal",
     network: Annotated[bool, typer.Option("--network", help="Ask for network; the worker must allow it.")] = False,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Print the id and leave.")] = False,

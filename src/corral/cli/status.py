@@ -9,7 +9,7 @@ from corral.kernel.units import format_size
 
 
 class Status:
-    """The line. Without a terminal, or when disabled, nothing is shown but :meth:`told` lines on a disabled-free stderr."""
+    """The line. Without a terminal only what is :meth:`told` is shown; when disabled, nothing is."""
 
     def __init__(self, *, enabled: bool = True) -> None:
         self._enabled = enabled
@@ -42,10 +42,7 @@ class Status:
 
 def progress_text(progress: Progress) -> str:
     """An upload for people."""
-    return (
-        f"uploading {progress.name}: {progress.blobs_sent} new files, "
-        f"{format_size(progress.bytes_sent)} sent"
-    )
+    return f"uploading {progress.name}: {progress.blobs_sent} new files, {format_size(progress.bytes_sent)} sent"
 
 
 def waiting_text(task: TaskView, reasons: tuple[str, ...]) -> str:

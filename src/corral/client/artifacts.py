@@ -8,7 +8,7 @@ from urllib.parse import quote
 from corral.blobs.ports import BlobStore
 from corral.client.connection import Connection
 from corral.client.model import ArtifactList, RunArtifact
-from corral.client.trees import materialize_tree
+from corral.client.trees import fetch_tree
 from corral.kernel.digest import Digest
 from corral.kernel.errors import InvalidSpec, NotFound
 from corral.tasks.model import ArtifactKind
@@ -44,7 +44,7 @@ class Artifacts:
             raise NotFound(f"artifact {artifact.name}: {artifact.message or 'was not collected'}")
         target = safe_target(into, artifact.name)
         if artifact.kind is ArtifactKind.DIRECTORY:
-            await materialize_tree(self._blobs, Digest.parse(artifact.digest), target)
+            await fetch_tree(self._blobs, Digest.parse(artifact.digest), target)
             return target
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f".{target.name}.{os.getpid()}.part")

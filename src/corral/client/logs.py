@@ -19,7 +19,9 @@ class Logs:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    async def read(self, task_id: str, run: int, *, offset: int = 0, follow: bool = False) -> AsyncGenerator[bytes, None]:
+    async def read(
+        self, task_id: str, run: int, *, offset: int = 0, follow: bool = False
+    ) -> AsyncGenerator[bytes, None]:
         """The log's bytes from ``offset``; with ``follow`` until the run has ended.
 
         A broken connection is taken up again where it broke, for about ten seconds, then SchedulerUnavailable.

@@ -79,9 +79,14 @@ class TaskBatch(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SubmitBatch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Several tasks in one request: all are accepted, or none."""
+    """Several tasks in one request: all are accepted, or none.
+
+    With ``ids`` (made by :func:`corral.kernel.ids.new_id`) a task may depend on one before it in the same request,
+    and repeating the request changes nothing.
+    """
 
     tasks: tuple[TaskDefinition, ...]
+    ids: tuple[str, ...] = ()
 
 
 class StoryEvent(msgspec.Struct, frozen=True, kw_only=True):

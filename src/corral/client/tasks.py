@@ -1,7 +1,7 @@
 """Tasks over REST: submit, look, wait, cancel, run again."""
 
 from collections.abc import AsyncIterator, Sequence
-from typing import Final
+from typing import Any, Final
 
 from corral.client.connection import Connection
 from corral.client.model import RunView, Story, SubmitBatch, TaskBatch, TaskPage, TaskView, Why
@@ -28,11 +28,21 @@ class Tasks:
         return (await self.submit_all((definition,), idempotency_key=idempotency_key))[0]
 
     async def submit_all(
-        self, definitions: Sequence[TaskDefinition], *, idempotency_key: str = ""
+        self, definitions: Sequence[TaskDefinition], *, ids: Sequence[str] = (), idempotency_key: str = ""
     ) -> tuple[TaskView, ...]:
-        """Queue several tasks, all or none. A lost answer is retried once under the same key."""
+        """Queue several tasks, all or none. A lost answer is retried once under the same key.
+
+        With ``ids`` a task may depend on one before it in the same call.
+        """
+        return await self._submit_twice(SubmitBatch(tasks=tuple(definitions), ids=tuple(ids)), idempotency_key)
+
+    async def submit_raw(self, body: Any, *, idempotency_key: str = "") -> tuple[TaskView, ...]:
+        """Queue what a file says, one task or a batch, unchecked on this side: the scheduler lists all mistakes."""
+        batch = body if isinstance(body, dict) and "tasks" in body else {"tasks": [body]}
+        return await self._submit_twice(batch, idempotency_key)
+
+    async def _submit_twice(self, batch: Any, idempotency_key: str) -> tuple[TaskView, ...]:
         key = idempotency_key or new_token()
-        batch = SubmitBatch(tasks=tuple(definitions))
         try:
             return await self._submit(batch, key)
         except SchedulerUnavailable as error:
@@ -40,7 +50,7 @@ class Tasks:
                 raise  # it never got there
             return await self._submit(batch, key)
 
-    async def _submit(self, batch: SubmitBatch, key: str) -> tuple[TaskView, ...]:
+    async def _submit(self, batch: Any, key: str) -> tuple[TaskView, ...]:
         answer = await self._connection.call(
             "POST", "/tasks", TaskBatch, body=batch, headers={"idempotency-key": key}, timeout_s=60.0
         )

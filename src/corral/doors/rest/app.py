@@ -36,7 +36,17 @@ def build_rest(services: Services) -> Litestar:
     """The ASGI application over ``services``. Starts nothing and owns nothing."""
     api = Router(
         "/api/v1",
-        route_handlers=[TaskDoor, GroupDoor, LogDoor, ArtifactDoor, BlobDoor, WorkerDoor, LedgerDoor, EventDoor, version],
+        route_handlers=[
+            TaskDoor,
+            GroupDoor,
+            LogDoor,
+            ArtifactDoor,
+            BlobDoor,
+            WorkerDoor,
+            LedgerDoor,
+            EventDoor,
+            version,
+        ],
         guards=[authenticate],
         security=[{"token": []}],
     )

@@ -22,8 +22,9 @@ class BlobDoor(Controller):
 
     path = "/blobs"
     tags = ("blobs",)
+    opt = {"area": "blobs"}  # noqa: RUF012 (Litestar copies it per handler)
 
-    @post("/find-missing", status_code=200, summary="Which of these digests are not stored")
+    @post("/find-missing", status_code=200, summary="Which of these digests are not stored", opt={"reads": True})
     async def find_missing(
         self, services: Services, caller: Caller, data: Annotated[Digests, Body(description="Digests to look for")]
     ) -> Digests:
@@ -37,7 +38,7 @@ class BlobDoor(Controller):
         "/{digest:str}",
         status_code=201,
         summary="Store a blob",
-        description="The body is verified against the digest while it is written; a blob that is there already is fine.",
+        description="The body is verified against the digest while it is written; storing a blob again is fine.",
         request_max_body_size=None,
     )
     async def write(

@@ -1,6 +1,7 @@
 """Request bodies to values, with all mistakes at once instead of the first."""
 
 import difflib
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -12,8 +13,17 @@ from corral.tasks.model import TaskDefinition
 _FIELDS = {field.name: field for field in msgspec.structs.fields(TaskDefinition)}
 
 
-def decode_submission(body: bytes, *, batch_tasks: int) -> tuple[tuple[TaskDefinition, ...], bool]:
-    """The tasks of a submission, and whether it was a batch (``{"tasks": […]}``) or a single task.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """What was sent: one task, or a batch with ids that the client chose (or none)."""
+
+    definitions: tuple[TaskDefinition, ...]
+    batch: bool
+    ids: tuple[str, ...] = ()
+
+
+def decode_submission(body: bytes, *, batch_tasks: int) -> Submission:
+    """The tasks of a submission: a single task, or a batch ``{"tasks": […], "ids": […]}``.
 
     Durations may be written as text ("10m"). Raises InvalidSpec with every mistake of every task.
     """
@@ -24,15 +34,18 @@ def decode_submission(body: bytes, *, batch_tasks: int) -> tuple[tuple[TaskDefin
     if not isinstance(sent, dict):
         raise InvalidSpec('the body must be one task, or {"tasks": [...]}', field="body")
     if "tasks" not in sent:
-        return _decode_all([sent], ""), False
-    tasks = sent["tasks"]
-    extra = [f"{key}: is not a known key next to tasks" for key in sent if key != "tasks"]
-    if not isinstance(tasks, list) or not tasks or extra:
-        problem = extra or ["tasks: must be a list with at least one task"]
+        return Submission(definitions=_decode_all([sent], ""), batch=False)
+    tasks, ids = sent["tasks"], sent.get("ids", [])
+    problem = [f"{key}: is not a known key next to tasks" for key in sent if key not in ("tasks", "ids")]
+    if not isinstance(tasks, list) or not tasks:
+        problem.append("tasks: must be a list with at least one task")
+    if not isinstance(ids, list) or not all(isinstance(each, str) for each in ids):
+        problem.append("ids: must be a list of ids, one for each task")
+    if problem:
         raise InvalidSpec("; ".join(problem), mistakes=tuple(problem))
     if len(tasks) > batch_tasks:
         raise InvalidSpec(f"tasks: {len(tasks)} are more than the {batch_tasks} that one request may hold")
-    return _decode_all(tasks, "tasks"), True
+    return Submission(definitions=_decode_all(tasks, "tasks"), batch=True, ids=tuple(ids))
 
 
 def _decode_all(sent: list[Any], at: str) -> tuple[TaskDefinition, ...]:

@@ -38,7 +38,7 @@ class RequestIds(ASGIMiddleware):
         await next_app(scope, receive, send_with_id)
 
 
-def authenticate(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
+def authenticate(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
     """Guard of the whole API: finds out who asks and keeps it for the handler.
 
     Raises: Unauthenticated; Refused for a browser page of another origin, which must not use a loopback door that
@@ -49,11 +49,15 @@ def authenticate(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHan
         _check_origin(connection)
     header = connection.headers.get("authorization", "")
     scheme, _, credentials = header.partition(" ")
-    connection.state["caller"] = services.identities.authenticate(
+    caller = services.identities.authenticate(
         credentials.strip() if scheme.lower() == "bearer" else None,
         remote_is_loopback=_is_loopback(connection.client.host if connection.client else ""),
         request_id=str(connection.scope.get("state", {}).get("request_id", "")),
     )
+    connection.state["caller"] = caller
+    if area := handler.opt.get("area"):
+        reads = connection.scope.get("method") in ("GET", "HEAD") or handler.opt.get("reads")
+        caller.require(f"{area}:{'read' if reads else 'write'}")
 
 
 def provide_caller(request: Request[Any, Any, Any]) -> Caller:

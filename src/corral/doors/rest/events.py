@@ -19,6 +19,7 @@ class EventDoor(Controller):
 
     path = "/events"
     tags = ("tasks",)
+    opt = {"area": "tasks"}  # noqa: RUF012 (Litestar copies it per handler)
 
     @get(
         summary="Task events as they happen",
@@ -45,9 +46,7 @@ class EventDoor(Controller):
         return Stream(body, media_type=EVENT_STREAM, headers=NO_BUFFERING)
 
 
-async def _events(
-    services: Services, tenant: str, after: int, task_id: str, group: str
-) -> AsyncGenerator[bytes, None]:
+async def _events(services: Services, tenant: str, after: int, task_id: str, group: str) -> AsyncGenerator[bytes, None]:
     with services.streams.writing():
         yield comment("events")
         quiet_since_s = services.clock.monotonic_s()

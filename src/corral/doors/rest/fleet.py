@@ -1,5 +1,7 @@
 """Workers: look, drain, take back."""
 
+from typing import Any
+
 from litestar import Controller, Request, get, post
 
 from corral.client.model import WorkerList, WorkerView
@@ -13,6 +15,7 @@ class WorkerDoor(Controller):
 
     path = "/workers"
     tags = ("fleet",)
+    opt = {"area": "fleet"}  # noqa: RUF012 (Litestar copies it per handler)
 
     @get(summary="All workers that are not forgotten")
     async def all(self, services: Services, caller: Caller) -> WorkerList:
@@ -29,7 +32,7 @@ class WorkerDoor(Controller):
 
     @post("/{worker_id:str}/drain", status_code=200, summary="Let a worker finish what it runs and take nothing new")
     async def drain(
-        self, request: Request[object, object, object], services: Services, caller: Caller, worker_id: str
+        self, request: Request[Any, Any, Any], services: Services, caller: Caller, worker_id: str
     ) -> WorkerView:
         """For administrators."""
         must_be_admin(caller, request)
@@ -37,7 +40,7 @@ class WorkerDoor(Controller):
 
     @post("/{worker_id:str}/undrain", status_code=200, summary="Let a draining worker take work again")
     async def undrain(
-        self, request: Request[object, object, object], services: Services, caller: Caller, worker_id: str
+        self, request: Request[Any, Any, Any], services: Services, caller: Caller, worker_id: str
     ) -> WorkerView:
         """For administrators."""
         must_be_admin(caller, request)

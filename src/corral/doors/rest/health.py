@@ -30,7 +30,9 @@ async def ready(services: Services) -> Response[str]:
 @get("/metrics", media_type=MediaType.TEXT, tags=["health"], summary="Counters and gauges for Prometheus")
 async def metrics(services: Services) -> str:
     """Text format, version 0.0.4."""
-    lines = [f"{name} {value:.10g}" for name, value in sorted(services.metrics().items()) if _NAME.fullmatch(name)]
+    lines = [
+        f"{name} {value:.10g}" for name, value in sorted((await services.metrics()).items()) if _NAME.fullmatch(name)
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -1,5 +1,7 @@
 """What the ledger holds: audit rows of the tenant, security events for administrators."""
 
+from typing import Any
+
 from litestar import Controller, Request, get
 
 from corral.client.fleet import AuditPage, SecurityEventPage
@@ -13,6 +15,7 @@ class LedgerDoor(Controller):
 
     path = ""
     tags = ("ledger",)
+    opt = {"area": "ledger"}  # noqa: RUF012 (Litestar copies it per handler)
 
     @get("/audit", summary="One row per run, newest first")
     async def audit(
@@ -25,7 +28,7 @@ class LedgerDoor(Controller):
     @get("/security-events", summary="One event per refusal, newest first; for administrators")
     async def security_events(
         self,
-        request: Request[object, object, object],
+        request: Request[Any, Any, Any],
         services: Services,
         caller: Caller,
         limit: Limit = 50,

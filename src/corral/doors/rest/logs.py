@@ -26,6 +26,7 @@ class LogDoor(Controller):
 
     path = "/tasks/{task_id:str}/runs/{run:int}/log"
     tags = ("logs",)
+    opt = {"area": "tasks"}  # noqa: RUF012 (Litestar copies it per handler)
 
     @get(
         summary="The log's bytes, from any offset",
@@ -46,7 +47,7 @@ class LogDoor(Controller):
         view = await _run(services, caller, task_id, run)
         services.streams.check_room()
         offset, status = _range(request, offset)
-        pieces = services.logs.read(caller.tenant, task_id, run, offset=offset, follow=follow, log=view.log)
+        pieces = services.logs.read(caller.tenant, task_id, view, offset=offset, follow=follow)
         return Stream(
             _held(services, pieces),
             media_type="text/plain; charset=utf-8",
@@ -68,7 +69,7 @@ class LogDoor(Controller):
         view = await _run(services, caller, task_id, run)
         services.streams.check_room()
         start = last_event_id(request, default=offset)
-        pieces = services.logs.read(caller.tenant, task_id, run, offset=start, follow=True, log=view.log)
+        pieces = services.logs.read(caller.tenant, task_id, view, offset=start, follow=True)
         return Stream(_held(services, _as_events(pieces, start)), media_type=EVENT_STREAM, headers=NO_BUFFERING)
 
 

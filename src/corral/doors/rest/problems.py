@@ -15,7 +15,8 @@ from litestar.exceptions import (
 
 from corral.client.errors import problem_of
 from corral.client.model import Problem
-from corral.kernel.errors import CallerError, CorralError, InvalidSpec, NotFound, TooLarge
+from corral.doors.rest.services import Services
+from corral.kernel.errors import CallerError, CorralError, InvalidSpec, NotFound, Refused, TooLarge
 
 MEDIA_TYPE: Final = "application/problem+json"
 _log = structlog.get_logger("corral.rest")
@@ -23,6 +24,9 @@ _log = structlog.get_logger("corral.rest")
 
 def on_corral_error(request: Request[Any, Any, Any], error: CorralError) -> Response[bytes]:
     """An error that somebody raised on purpose."""
+    if isinstance(error, Refused):
+        services: Services = request.app.state.services
+        services.identities.refused(request.scope.get("state", {}).get("caller"), error.message, request_id(request))
     return _response(problem_of(error, request_id=request_id(request)))
 
 

@@ -4,14 +4,14 @@ The door decides nothing: every rule lives behind these.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from corral.blobs.ports import BlobStore
 from corral.client.fleet import AuditPage, SecurityEventPage
-from corral.client.model import ArtifactList, TaskPage, TaskView, Why, WorkerView
+from corral.client.model import ArtifactList, RunView, TaskPage, TaskView, Why, WorkerView
 from corral.kernel.clock import Clock
 from corral.kernel.errors import CapacityError
 from corral.tasks.model import TaskDefinition, TaskEvent
@@ -33,6 +33,10 @@ class Caller(Protocol):
         """True when the caller may see and steer the whole fleet."""
         ...
 
+    def require(self, scope: str) -> None:
+        """Raises Refused when none of the caller's scopes covers ``scope``, such as ``tasks:write``."""
+        ...
+
 
 class Identities(Protocol):
     """Tokens to callers."""
@@ -45,19 +49,21 @@ class Identities(Protocol):
         """False when callers on loopback need none."""
         ...
 
+    def refused(self, caller: Caller | None, reason: str, request_id: str) -> None:
+        """Record a security event: the door said no."""
+        ...
+
 
 class TaskDesk(Protocol):
     """The queue as users see it. Unknown ids and other tenants' ids raise NotFound alike."""
 
     async def submit(
-        self, caller: Caller, definitions: Sequence[TaskDefinition], *, idempotency_key: str
+        self, caller: Caller, definitions: Sequence[TaskDefinition], *, ids: Sequence[str], idempotency_key: str
     ) -> Sequence[TaskView]: ...
 
     async def get(self, tenant: str, task_id: str) -> TaskView: ...
 
-    async def page(
-        self, tenant: str, *, phase: str, group: str, name: str, limit: int, after: str
-    ) -> TaskPage: ...
+    async def page(self, tenant: str, *, phase: str, group: str, name: str, limit: int, after: str) -> TaskPage: ...
 
     async def cancel(self, caller: Caller, task_id: str) -> TaskView: ...
 
@@ -85,10 +91,8 @@ class TaskDesk(Protocol):
 class LogReader(Protocol):
     """The logs of runs; whoever calls has checked the tenant."""
 
-    def read(
-        self, tenant: str, task_id: str, run: int, *, offset: int, follow: bool, log: str
-    ) -> AsyncIterator[bytes]:
-        """Bytes from ``offset``; ``log`` is the finished log's digest, "" while there is none."""
+    def read(self, tenant: str, task_id: str, run: RunView, *, offset: int, follow: bool) -> AsyncIterator[bytes]:
+        """Bytes from ``offset``, with ``follow`` until the log is complete."""
         ...
 
 
@@ -132,7 +136,7 @@ class OpenStreams:
         self._writers: set[asyncio.Task[Any]] = set()
 
     @contextmanager
-    def writing(self) -> Any:
+    def writing(self) -> Iterator[None]:
         """Hold one of the bounded places while the body writes. Raises CapacityError when all are taken."""
         if len(self._writers) >= self._limit:
             raise CapacityError(f"{self._limit} streams are open already, the limit of this scheduler")
@@ -167,6 +171,6 @@ class Services:
     fleet: FleetDesk
     ledger: LedgerDesk
     clock: Clock
-    metrics: Callable[[], Mapping[str, float]]
+    metrics: Callable[[], Awaitable[Mapping[str, float]]]
     limits: RestLimits = field(default_factory=RestLimits)
     streams: OpenStreams = field(default_factory=lambda: OpenStreams(1000))

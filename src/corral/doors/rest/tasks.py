@@ -40,6 +40,7 @@ class TaskDoor(Controller):
 
     path = "/tasks"
     tags = ("tasks",)
+    opt = {"area": "tasks"}  # noqa: RUF012 (Litestar copies it per handler)
 
     @post(
         operation_class=SubmitOperation,
@@ -56,9 +57,9 @@ class TaskDoor(Controller):
         """Accepts all or none."""
         if len(idempotency_key) > _KEY_CHARACTERS:
             raise InvalidSpec(f"Idempotency-Key: is longer than {_KEY_CHARACTERS} characters", field="idempotency-key")
-        definitions, batch = decode_submission(await request.body(), batch_tasks=services.limits.batch_tasks)
-        tasks = await services.tasks.submit(caller, definitions, idempotency_key=idempotency_key)
-        return TaskBatch(tasks=tuple(tasks)) if batch else tasks[0]
+        sent = decode_submission(await request.body(), batch_tasks=services.limits.batch_tasks)
+        tasks = await services.tasks.submit(caller, sent.definitions, ids=sent.ids, idempotency_key=idempotency_key)
+        return TaskBatch(tasks=tuple(tasks)) if sent.batch else tasks[0]
 
     @get(summary="List tasks, newest first")
     async def page(
@@ -150,6 +151,7 @@ class GroupDoor(Controller):
 
     path = "/groups"
     tags = ("tasks",)
+    opt = {"area": "tasks"}  # noqa: RUF012 (Litestar copies it per handler)
 
     @post("/{group:str}/cancel", status_code=200, summary="Cancel all tasks of a group")
     async def cancel(self, services: Services, caller: Caller, group: str) -> TaskBatch:
@@ -162,5 +164,3 @@ def page_rows(services: Services, limit: int) -> int:
     if not 1 <= limit <= services.limits.page_rows:
         raise InvalidSpec(f"limit: must be between 1 and {services.limits.page_rows}", field="limit")
     return limit
-
-

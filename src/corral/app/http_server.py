@@ -1,0 +1,83 @@
+"""Serves an ASGI application with granian inside our own loop, on a socket that we bound ourselves.
+
+We bind first, so that a port in use is our own clear error and port 0 tells the port before anybody is served.
+"""
+
+import asyncio
+import errno
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+from granian._granian import SocketHolder
+from granian.constants import HTTPModes, Interfaces
+from granian.server.embed import Server
+
+from corral.kernel.concurrency import background
+from corral.kernel.errors import InvalidSpec
+
+_BACKLOG: Final = 1024
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises InvalidSpec when the address is taken or not ours."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise address_error(f"{host}:{port}", error) from error
+    listener.setblocking(False)
+    return listener
+
+
+def address_error(address: str, error: OSError) -> InvalidSpec:
+    """Why nobody can listen at ``address``."""
+    if error.errno == errno.EADDRINUSE:
+        return InvalidSpec(
+            f"{address} is in use by another process",
+            cure="stop that one, or choose another address with --http and --grpc (port 0 takes a free one)",
+            address=address,
+        )
+    return InvalidSpec(f"cannot listen at {address}: {os.strerror(error.errno or 0)}", address=address)
+
+
+class _EmbeddedServer(Server):
+    """Granian's embedded server over a socket that is bound already."""
+
+    def __init__(self, listener: socket.socket, target: Any) -> None:
+        host, port = listener.getsockname()[:2]
+        super().__init__(
+            target=target,
+            address=host,
+            port=port,
+            interface=Interfaces.ASGINL,
+            http=HTTPModes.http1,
+            websockets=False,
+            backlog=_BACKLOG,
+            runtime_threads=1,
+            runtime_blocking_threads=1,
+            log_enabled=False,
+        )
+        self._listener = listener
+
+    def _init_shared_socket(self) -> None:
+        self._shd = SocketHolder(os.dup(self._listener.fileno()), False, _BACKLOG)  # type: ignore[call-arg,assignment]
+        self._ssp = None
+
+
+@asynccontextmanager
+async def serving(listener: socket.socket, application: Any, *, stop_s: float) -> AsyncIterator[None]:
+    """Serve while the block runs; at its end requests in flight get ``stop_s`` to finish."""
+    server = _EmbeddedServer(listener, application)
+    async with background(server.serve(), name="http") as running:
+        try:
+            yield
+        finally:
+            server.stop()  # type: ignore[no-untyped-call]
+            await asyncio.wait({running}, timeout=stop_s)

@@ -1,0 +1,243 @@
+"""The scheduler process, put together: database, queue, fleet, logs, blobs, ledger, REST.
+
+The order of the contexts is the order of the start; the stop is its reverse. Migrations run in a child process.
+"""
+
+import asyncio
+import socket
+import sys
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import structlog
+
+from corral.app.config_sections import Config, split_address
+from corral.app.datadir import locked_directory
+from corral.app.desks import (
+    FleetDesk,
+    Identities,
+    LedgerDesk,
+    LogDesk,
+    TaskDesk,
+    TenantTable,
+    record_access_refusal,
+)
+from corral.app.http_server import bind, serving
+from corral.app.start import configure_logging, read_arguments, run_process, tell
+from corral.blobs.service import keep_clean, open_store
+from corral.database.engine import Database
+from corral.database.version import check_version, migrate
+from corral.doors.rest.app import build_rest
+from corral.doors.rest.services import OpenStreams, RestLimits, Services
+from corral.fleet.adapters.blobs import BlobsServicer
+from corral.fleet.adapters.grpc_server import FleetServicer
+from corral.fleet.adapters.grpc_server import serving as serving_grpc
+from corral.fleet.adapters.sql import SqlWorkerTable
+from corral.fleet.ports import QueueHooks
+from corral.fleet.service import Fleet
+from corral.kernel.clock import SystemClock
+from corral.kernel.errors import CorralError
+from corral.ledger.adapters.sql import SqlAuditRows, SqlSecurityEvents
+from corral.ledger.model import SecurityEvent
+from corral.ledger.service import Ledger
+from corral.tasks.adapters.grpc_server import QueueServicer
+from corral.tasks.logs import LogStore
+from corral.tasks.payload import secret_names, validate_payload
+from corral.tasks.queue import Queue
+from corral.tasks.sweeper import run_sweeper
+from corral.tasks.views import TaskViews
+from corral.tenants.service import Tenants
+from corral.wire.transport import is_loopback
+from corral.wire.v1 import fleet_pb2_grpc
+
+_log = structlog.get_logger("corral.scheduler")
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where the scheduler really listens."""
+
+    http: str
+    grpc: str
+
+    @property
+    def ready_line(self) -> str:
+        """What clients and scripts look for."""
+        return f"ready http=http://{self.http} grpc={self.grpc}"
+
+
+@asynccontextmanager
+async def running_scheduler(config: Config) -> AsyncIterator[Addresses]:
+    """Start everything, serve while the block runs, stop in order.
+
+    Raises: InvalidSpec for addresses and configuration; Conflict when the data directory is taken;
+    UnsupportedVersion for a newer database; StoreUnavailable.
+    """
+    clock = SystemClock()
+    async with AsyncExitStack() as stack:
+        stack.enter_context(locked_directory(config.data, "scheduler"))
+        listener = stack.enter_context(bind(*split_address(config.scheduler.http)))
+        await migrate(config.database_url)
+        database = await stack.enter_async_context(Database.open(config.database_url, config.database))
+        await check_version(database)
+        ledger = await stack.enter_async_context(
+            Ledger.open(database, clock, config.ledger, SqlAuditRows(), SqlSecurityEvents())
+        )
+        tenants = Tenants(config.tenants, config.access, refused=partial(record_access_refusal, ledger, clock))
+        _check_addresses(config, tenants)
+        blobs = await stack.enter_async_context(
+            open_store(config.blobs, data_dir=config.data, quota_bytes=partial(_quota_bytes, tenants), clock=clock)
+        )
+        logs = LogStore(config.data / "logs", blobs.store, clock, config.logs)
+        book = TenantTable(tenants)
+        queue = Queue(database, clock, book, config.queue, check_payload=validate_payload, secret_names=secret_names)
+        fleet = Fleet(
+            SqlWorkerTable(database),
+            clock,
+            QueueHooks(
+                worker_lost=queue.worker_lost, desired_cancels=queue.desired_cancels, aborts=queue.signals.aborts
+            ),
+            tenants.authenticate_worker,
+            config.fleet,
+            on_refusal=partial(_record_fleet_refusal, ledger, clock),
+        )
+        await fleet.load()
+        fleet_desk = FleetDesk(fleet)
+        views = TaskViews(database, clock, book, queue.signals, waited_s=queue.waited_s, workers=fleet_desk.offers)
+        log_desk = LogDesk(logs, views)
+        loops = await stack.enter_async_context(_loops())
+        loops.start(logs.run(), name="logs")
+        loops.start(log_desk.keep_sealing(), name="logs:seal")
+        loops.start(fleet.run(), name="fleet")
+        loops.start(run_sweeper(queue, clock), name="sweeper")
+        for janitor in blobs.janitors:
+            loops.start(keep_clean(janitor, clock, config.blobs.clean_every_s), name="blobs:clean")
+        grpc_port = await stack.enter_async_context(
+            serving_grpc(
+                config.scheduler.grpc,
+                [
+                    partial(_add_fleet, FleetServicer(fleet, f"scheduler-{_host_port(listener)}")),
+                    partial(_add_queue, QueueServicer(queue, fleet, logs)),
+                    partial(_add_blobs, BlobsServicer(blobs.store, fleet)),
+                ],
+                limits=config.wire,
+                tls=config.tls,
+            )
+        )
+        limits = config.scheduler.http_limits
+        streams = OpenStreams(limits.streams)
+        services = Services(
+            identities=Identities(tenants, ledger, clock),
+            tasks=TaskDesk(queue, views),
+            logs=log_desk,
+            blobs=blobs.store,
+            fleet=fleet_desk,
+            ledger=LedgerDesk(ledger),
+            clock=clock,
+            metrics=partial(_metrics, views, fleet, logs),
+            limits=RestLimits(
+                body_bytes=limits.body_bytes,
+                blob_bytes=config.blobs.blob_bytes,
+                batch_tasks=limits.batch_tasks,
+                page_rows=limits.page_rows,
+                wait_s=limits.wait_s,
+                streams=limits.streams,
+            ),
+            streams=streams,
+        )
+        await stack.enter_async_context(serving(listener, build_rest(services), stop_s=limits.stop_s))
+        stack.callback(streams.break_off)
+        grpc_host = split_address(config.scheduler.grpc)[0]
+        yield Addresses(http=_host_port(listener), grpc=_joined(grpc_host, grpc_port))
+
+
+async def serve(config: Config, stopping: asyncio.Event) -> int:
+    """Run until told to stop; the ready line goes to stdout, where a supervisor reads it."""
+    configure_logging("scheduler")
+    async with running_scheduler(config) as addresses:
+        sys.stdout.write(addresses.ready_line + "\n")
+        sys.stdout.flush()
+        _log.info("serving", http=addresses.http, grpc=addresses.grpc, data_dir=str(config.data))
+        await stopping.wait()
+        _log.info("stopping")
+    return 0
+
+
+class _Loops:
+    """The endless loops of the process: cancelled together at its end; one that fails ends the process."""
+
+    def __init__(self, group: asyncio.TaskGroup) -> None:
+        self._group = group
+        self._running: list[asyncio.Task[None]] = []
+
+    def start(self, loop: Coroutine[Any, Any, None], *, name: str) -> None:
+        """Run ``loop`` until the end."""
+        self._running.append(self._group.create_task(loop, name=name))
+
+    def stop(self) -> None:
+        """Cancel all."""
+        for loop in self._running:
+            loop.cancel()
+
+
+@asynccontextmanager
+async def _loops() -> AsyncIterator[_Loops]:
+    async with asyncio.TaskGroup() as group:
+        loops = _Loops(group)
+        try:
+            yield loops
+        finally:
+            loops.stop()
+
+
+def _check_addresses(config: Config, tenants: Tenants) -> None:
+    http = config.scheduler.http
+    tenants.check_listen(http, is_loopback=is_loopback(http))
+
+
+def _quota_bytes(tenants: Tenants, name: str) -> int | None:
+    return tenants.get(name).blob_bytes if name in tenants.names() else None
+
+
+def _record_fleet_refusal(ledger: Ledger, clock: SystemClock, kind: str, actor: str, reason: str) -> None:
+    ledger.record_nowait(SecurityEvent(at_s=clock.now_s(), component="fleet", kind=kind, reason=reason, actor=actor))
+
+
+async def _metrics(views: TaskViews, fleet: Fleet, logs: LogStore) -> Mapping[str, float]:
+    queue = await views.statistics()
+    values: dict[str, float] = {
+        'corral_claim_wait_seconds{quantile="0.5"}': queue.waited_p50_s,
+        'corral_claim_wait_seconds{quantile="0.99"}': queue.waited_p99_s,
+    }
+    for tenant, phases in queue.phases.items():
+        for phase, count in phases.items():
+            values[f'corral_tasks{{tenant="{tenant}",phase="{phase.value}"}}'] = count
+    for name, count in fleet.statistics().items():
+        values[f"corral_{name}" if name.startswith("slots") else f'corral_workers{{state="{name}"}}'] = count
+    values.update({f"corral_log_store_{name}": count for name, count in logs.statistics().items()})
+    return values
+
+
+def _host_port(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return _joined(host, port)
+
+
+def _joined(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def main() -> int:
+    """``python -m corral.app.scheduler``."""
+    try:
+        config, _ = read_arguments("scheduler")
+    except CorralError as error:
+        return tell(error)
+    return run_process(partial(serve, config))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,251 @@
+"""``corral up``: one scheduler and one worker as child processes, started again when they die, stopped in order.
+
+Nothing survives this process: each child asks the kernel to be killed with it. The worker stops first, so that its
+runs can still report; then the scheduler.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import structlog
+
+from corral.app.config_sections import Config, split_address
+from corral.app.datadir import locked_directory
+from corral.app.start import configure_logging, read_arguments, run_process, tell
+from corral.app.supervision import GiveUp, Restarts, died
+from corral.kernel.clock import SystemClock
+from corral.kernel.concurrency import finish
+from corral.kernel.errors import CorralError, InvalidSpec, SchedulerUnavailable
+from corral.kernel.ids import new_token
+
+_log = structlog.get_logger("corral.up")
+_POLL_S = 0.05
+_KILL_S = 5.0
+_USAGE = 2
+
+
+OnLine = Callable[[str], None]
+
+
+class Child:
+    """One child process and its restarts. ``arguments`` and ``environment`` are asked for at every start."""
+
+    def __init__(
+        self,
+        role: str,
+        config: Config,
+        arguments: Callable[[], Sequence[str]],
+        environment: Callable[[], Mapping[str, str]],
+    ) -> None:
+        self.role = role
+        self._config = config.supervisor
+        self._arguments = arguments
+        self._environment = environment
+        self._process: asyncio.subprocess.Process | None = None
+        self._clock = SystemClock()
+
+    @property
+    def pid(self) -> int | None:
+        """Of the running process."""
+        return self._process.pid if self._process is not None and self._process.returncode is None else None
+
+    async def keep_running(self, on_line: OnLine | None = None) -> None:
+        """Start it, and start it again whenever it dies; ``on_line`` hears each line of its stdout.
+
+        Raises: InvalidSpec when it says that its configuration is wrong; SchedulerUnavailable when it died too often.
+        Cancellation: leaves it running; see :meth:`stop`.
+        """
+        history = Restarts()
+        while True:
+            started_s = self._clock.monotonic_s()
+            status = await self._run_once(on_line)
+            now_s = self._clock.monotonic_s()
+            if status == _USAGE:
+                raise InvalidSpec(f"the {self.role} refused to start; it said why above")
+            history, decision = died(history, started_s=started_s, now_s=now_s, config=self._config)
+            if isinstance(decision, GiveUp):
+                raise SchedulerUnavailable(
+                    f"the {self.role} died {decision.restarts} times within {self._config.restarts_within_s:g} s",
+                    cure="its own words are above; CORRAL_DEBUG=1 makes it say more",
+                )
+            _log.warning("restarting", child=self.role, ended=_ended(status), pause_s=decision.pause_s)
+            await asyncio.sleep(decision.pause_s)
+
+    async def _run_once(self, on_line: OnLine | None) -> int:
+        command = [sys.executable, "-m", f"corral.app.{self.role}", "--parent", str(os.getpid()), *self._arguments()]
+        self._process = process = await asyncio.create_subprocess_exec(
+            *command,
+            env={**os.environ, **self._environment()},
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE if on_line is not None else None,
+            start_new_session=True,  # Ctrl-C is for us; we stop the children in order
+        )
+        if process.stdout is not None and on_line is not None:
+            async for line in process.stdout:
+                on_line(line.decode(errors="replace"))
+        return await process.wait()
+
+    async def stop(self, within_s: float) -> None:
+        """Ask it to end, and kill it when ``within_s`` passed."""
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        with suppress(ProcessLookupError):
+            process.send_signal(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(within_s):
+                await process.wait()
+        except TimeoutError:
+            _log.warning("killing", child=self.role, after_s=within_s)
+            with suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+
+class Supervisor:
+    """Both children of one machine.
+
+    ``passed_on`` are arguments that every child gets; what it must know besides goes through its environment, where
+    other users of the machine cannot read the worker's token.
+    """
+
+    def __init__(self, config: Config, passed_on: Sequence[str], ready_file: str) -> None:
+        self._config = config
+        self._passed_on = tuple(passed_on)
+        self._ready_file = ready_file
+        self._token = new_token()
+        self._http = config.scheduler.http
+        self._grpc = config.scheduler.grpc
+        self._listening = asyncio.Event()
+        self._scheduler = Child("scheduler", config, self._scheduler_arguments, self._scheduler_environment)
+        self._worker = Child("worker", config, self._worker_arguments, self._worker_environment)
+
+    async def run(self, stopping: asyncio.Event) -> int:
+        """Until told to stop. Raises what :meth:`Child.keep_running` raises; SchedulerUnavailable at a slow start."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                keeping = [
+                    group.create_task(self._scheduler.keep_running(self._heard), name="scheduler"),
+                    group.create_task(self._start_worker(), name="worker"),
+                    group.create_task(self._announce_ready(), name="ready"),
+                ]
+                await stopping.wait()
+                for task in keeping:
+                    task.cancel()
+        finally:
+            await finish(self._stop(), within_s=self._config.supervisor.stop_s + 4 * _KILL_S)
+        return 0
+
+    async def _start_worker(self) -> None:
+        await self._listening.wait()
+        await self._worker.keep_running()
+
+    async def _announce_ready(self) -> None:
+        try:
+            async with asyncio.timeout(self._config.supervisor.ready_s):
+                await self._listening.wait()
+                while not await _answers_ready(self._http):
+                    await asyncio.sleep(_POLL_S)
+        except TimeoutError:
+            raise SchedulerUnavailable(
+                f"nothing was ready within {self._config.supervisor.ready_s:g} s",
+                cure="the words of scheduler and worker are above",
+            ) from None
+        line = f"ready http=http://{self._http} grpc={self._grpc}\n"
+        if self._ready_file:
+            write_atomically(Path(self._ready_file), line)
+        sys.stdout.write(line)
+        sys.stdout.flush()
+
+    async def _stop(self) -> None:
+        if self._ready_file:
+            Path(self._ready_file).unlink(missing_ok=True)  # noqa: ASYNC240 (one file, at the end)
+        await self._worker.stop(self._config.supervisor.stop_s)
+        await self._scheduler.stop(self._config.scheduler.http_limits.stop_s + _KILL_S)
+
+    def _heard(self, line: str) -> None:
+        """The scheduler says where it listens; after a restart it takes the same ports again."""
+        words = dict(word.partition("=")[::2] for word in line.split())
+        if line.startswith("ready ") and "http" in words and "grpc" in words:
+            self._http, self._grpc = words["http"].removeprefix("http://"), words["grpc"]
+            self._listening.set()
+
+    def _scheduler_arguments(self) -> Sequence[str]:
+        return (*self._passed_on, "--set", f"scheduler.http={self._http}", "--set", f"scheduler.grpc={self._grpc}")
+
+    def _scheduler_environment(self) -> Mapping[str, str]:
+        tokens = (*self._config.access.worker_tokens, self._token)
+        return {"CORRAL_ACCESS__WORKER_TOKENS": ",".join(tokens)}
+
+    def _worker_arguments(self) -> Sequence[str]:
+        return (*self._passed_on, "--set", f"join.scheduler={reachable(self._grpc)}")
+
+    def _worker_environment(self) -> Mapping[str, str]:
+        return {"CORRAL_JOIN__TOKEN": self._token}
+
+
+def reachable(address: str) -> str:
+    """Where this machine reaches somebody who listens at ``address``, which may be a wildcard."""
+    host, port = split_address(address)
+    loopback = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"[{loopback}]:{port}" if ":" in loopback else f"{loopback}:{port}"
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Whoever sees the file sees all of it. Raises InvalidSpec."""
+    try:
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            file.write(text)
+        os.chmod(file.name, 0o644)
+        os.replace(file.name, path)
+    except OSError as error:
+        raise InvalidSpec(f"--ready-file {path}: {error.strerror}", field="ready-file") from error
+
+
+async def _answers_ready(address: str) -> bool:
+    """Ask ``/ready`` by hand: an HTTP library would cost this process more memory than all the rest."""
+    host, port = split_address(reachable(address))
+    try:
+        async with asyncio.timeout(2.0):
+            reader, writer = await asyncio.open_connection(host, port)
+            try:
+                writer.write(b"GET /ready HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+                return b" 200 " in await reader.readline()
+            finally:
+                writer.close()
+    except (OSError, TimeoutError):
+        return False
+
+
+def _ended(status: int) -> str:
+    return f"signal {-status}" if status < 0 else f"status {status}"
+
+
+async def supervise(config: Config, passed_on: Sequence[str], ready_file: str, stopping: asyncio.Event) -> int:
+    """Hold the data directory and run both children."""
+    configure_logging("up")
+    with locked_directory(config.data, "up"):
+        return await Supervisor(config, passed_on, ready_file).run(stopping)
+
+
+def main() -> int:
+    """``python -m corral.app.up``."""
+    try:
+        config, arguments = read_arguments("up", "--ready-file")
+    except CorralError as error:
+        return tell(error)
+    passed_on = [] if not arguments.config else ["--config", arguments.config]
+    for override in arguments.overrides:
+        passed_on += ["--set", override]
+    return run_process(partial(supervise, config, passed_on, arguments.ready_file))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
