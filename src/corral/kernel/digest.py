@@ -58,7 +58,7 @@ class Digest(msgspec.Struct, frozen=True, order=True):
     def parse(cls, text: str) -> Self:
         """Read ``b3:<hex>-<size>``. Raises InvalidSpec when ``text`` is not a digest."""
         match = _TEXT.fullmatch(text)
-        if match is None:
+        if match is None or int(match[3]) >= 2**63:
             raise InvalidSpec(
                 f'digest: "{text[:100]}" is not a digest; write "b3:<64 hex digits>-<size in bytes>" or "sha256:…"',
                 field="digest",

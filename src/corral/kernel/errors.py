@@ -12,6 +12,7 @@
         TooLarge            the bytes or the count exceed a named limit
       CapacityError         wait, then retry
         QueueFull           the queue's or the tenant's bound is reached
+        QuotaExceeded       the tenant's quota is used up, or a disk is full
         PoolExhausted       no sandbox within the deadline
         NoFeasibleWorker    no live worker can run this
       DependencyError       retry, perhaps elsewhere

@@ -7,32 +7,31 @@ seconds. Negative, infinite and empty values are mistakes of the caller.
 
 import math
 import re
+from decimal import Decimal
 from typing import Final
 
 from corral.kernel.errors import InvalidSpec
 
-_SIZE: Final = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[kmgtp]?i?b?)", re.IGNORECASE)
+_SIZE: Final = re.compile(r"(?P<number>[0-9]{1,20}(?:\.[0-9]{1,20})?)\s*(?P<unit>[kmgtp]i?b?|b?)", re.IGNORECASE)
 _SIZE_UNITS: Final = {
     **{unit: 1000**power for power, unit in enumerate(("", "k", "m", "g", "t", "p"))},
     **{f"{unit}i": 1024**power for power, unit in enumerate(("", "k", "m", "g", "t", "p")) if unit},
 }
 _SIZE_MAX: Final = 2**63 - 1
-_DURATION: Final = re.compile(
-    r"(?:(?P<w>\d+(?:\.\d+)?)w)?\s*(?:(?P<d>\d+(?:\.\d+)?)d)?\s*(?:(?P<h>\d+(?:\.\d+)?)h)?\s*"
-    r"(?:(?P<m>\d+(?:\.\d+)?)m(?!s))?\s*(?:(?P<s>\d+(?:\.\d+)?)s)?\s*(?:(?P<ms>\d+(?:\.\d+)?)ms)?"
-)
+_TEXT_MAX: Final = 100
+_DURATION_PART: Final = re.compile(r"([0-9]{1,20}(?:\.[0-9]{1,20})?)\s*(ms|[wdhms])\s*")
 _DURATION_UNITS: Final = {"w": 604_800.0, "d": 86_400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 _DURATION_MAX_S: Final = 100 * 365 * 86_400.0
 
 
 def parse_size(value: str | int, *, field: str = "size") -> int:
     """Bytes in ``value``. Raises InvalidSpec naming ``field`` when it is not a size."""
-    text = str(value).strip()
+    text = _short(value)
     match = _SIZE.fullmatch(text)
     if match is None:
         raise InvalidSpec(f'{field}: "{text}" is not a size; write for example "512MiB" or "2GB"', field=field)
-    unit = match["unit"].lower().removesuffix("b")
-    size = int(float(match["number"]) * _SIZE_UNITS[unit]) if "." in text else int(match["number"]) * _SIZE_UNITS[unit]
+    unit = _SIZE_UNITS[match["unit"].lower().removesuffix("b")]
+    size = int(Decimal(match["number"]) * unit)
     if size > _SIZE_MAX:
         raise InvalidSpec(f'{field}: "{text}" is more than any machine has; the largest size is 8 EiB', field=field)
     return size
@@ -40,18 +39,26 @@ def parse_size(value: str | int, *, field: str = "size") -> int:
 
 def parse_duration_s(value: str | float, *, field: str = "duration") -> float:
     """Seconds in ``value``. Raises InvalidSpec naming ``field`` when it is not a duration."""
-    text = str(value).strip().lower()
+    text = _short(value).lower()
     seconds = _bare_seconds(text)
     if seconds is None:
-        match = _DURATION.fullmatch(text)
-        if match is None or not text:
-            raise InvalidSpec(
-                f'{field}: "{text}" is not a duration; write for example "90s", "10m" or "1h30m"', field=field
-            )
-        seconds = sum(float(number) * _DURATION_UNITS[unit] for unit, number in match.groupdict("0").items())
+        seconds = _seconds_in_parts(text)
+    if seconds is None:
+        raise InvalidSpec(
+            f'{field}: "{text}" is not a duration; write for example "90s", "10m" or "1h30m"', field=field
+        )
     if not 0 <= seconds <= _DURATION_MAX_S:
         raise InvalidSpec(f'{field}: "{text}" is out of range; a duration is between 0 and 100 years', field=field)
     return seconds
+
+
+def _short(value: str | float) -> str:
+    """The text, cut: a caller may send megabytes of it, and hears it back."""
+    try:
+        text = str(value).strip()
+    except ValueError:  # an integer of more than 4300 digits
+        return "a number beyond all bounds"
+    return text if len(text) <= _TEXT_MAX else f"{text[:_TEXT_MAX]}…"
 
 
 def _bare_seconds(text: str) -> float | None:
@@ -60,6 +67,15 @@ def _bare_seconds(text: str) -> float | None:
     except ValueError:
         return None
     return seconds if math.isfinite(seconds) else -1.0
+
+
+def _seconds_in_parts(text: str) -> float | None:
+    """The sum of parts such as ``1h 30m``, units falling; None when ``text`` is anything else."""
+    seconds, position, units = 0.0, 0, list(_DURATION_UNITS)
+    while (part := _DURATION_PART.match(text, position)) is not None and part[2] in units:
+        seconds += float(part[1]) * _DURATION_UNITS[part[2]]
+        position, units = part.end(), units[units.index(part[2]) + 1 :]
+    return seconds if position == len(text) > 0 else None
 
 
 def format_size(size_bytes: int) -> str:
