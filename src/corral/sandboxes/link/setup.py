@@ -6,7 +6,6 @@ from typing import Final, Self
 
 from corral.sandboxes.model import Size
 
-
 WORK: Final = "/work"
 
 
