@@ -150,7 +150,7 @@ def _kind(value: Any) -> str:
 
 @cache
 def _hints(section: type[msgspec.Struct]) -> tuple[tuple[str, Any], ...]:
-    hints = typing.get_type_hints(section, include_extras=True)
+    hints = typing.get_type_hints(section)  # descriptions stripped
     return tuple((name, hints[name]) for name in section.__struct_fields__)
 
 

@@ -113,6 +113,11 @@ class Run:
             self._scope.reschedule(asyncio.get_running_loop().time())  # a cancel scope: cancels what runs inside
         return True
 
+    @property
+    def ended(self) -> bool:
+        """True when its end is settled; it may still be cleaning up."""
+        return self._ending.resolution is not None
+
     async def carry_out(self) -> Resolved | None:
         """From the payload to the end; what to tell the queue, or None when there is nothing to tell.
 

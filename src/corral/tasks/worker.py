@@ -277,7 +277,7 @@ class Worker:
                 self._refused += 1
                 _log.info("report refused", task=ref.task_id, run=ref.run, error=str(error))
                 if isinstance(report, Started):
-                    self._abort([ref], Reason.CLAIM_EXPIRED)
+                    self._lost([ref])
                 return
             except CorralError as error:
                 if self._clock.monotonic_s() >= held.lease_end_s:
@@ -291,6 +291,14 @@ class Worker:
                 return
             else:
                 return
+
+    def _lost(self, refs: Iterable[RunRef]) -> None:
+        """These leases are no longer ours: whoever holds them now must not have us beside him."""
+        for ref in refs:
+            held = self._held.get(ref)
+            if held is not None and held.run.abort(Reason.CLAIM_EXPIRED):
+                self._leases_lost += 1
+                _log.warning("run aborted: its lease is lost", task=ref.task_id, run=ref.run)
 
     def _abort(self, refs: Iterable[RunRef], reason: Reason) -> None:
         for ref in refs:
@@ -311,15 +319,11 @@ class Worker:
 
     def _until_next_look_s(self) -> float:
         now_s = self._clock.monotonic_s()
-        first_s = min((held.lease_end_s for held in self._held.values() if held.executing), default=float("inf"))
-        return max(0.0, min(self._config.tick_s, first_s - now_s))
+        ours = (held.lease_end_s for held in self._held.values() if held.executing and not held.run.ended)
+        return max(0.0, min(self._config.tick_s, min(ours, default=now_s + self._config.tick_s) - now_s))
 
     def _drop_ended(self, now_s: float) -> None:
-        ended = [ref for ref, held in self._held.items() if held.executing and now_s >= held.lease_end_s]
-        for ref in ended:
-            _log.warning("lease ended and could not be renewed", task=ref.task_id, run=ref.run)
-            self._leases_lost += 1
-        self._abort(ended, Reason.CLAIM_EXPIRED)
+        self._lost(ref for ref, held in tuple(self._held.items()) if now_s >= held.lease_end_s)
 
     async def _renew(self, refs: Sequence[RunRef]) -> None:
         ends_s = min(self._held[ref].lease_end_s for ref in refs)
@@ -337,9 +341,8 @@ class Worker:
             if held is None:
                 continue
             if until_s is None:
-                self._leases_lost += 1
                 held.lease_end_s = self._clock.monotonic_s()
-                self._abort([ref], Reason.CLAIM_EXPIRED)
+                self._lost([ref])
             else:
                 self._renewed(held, until_s)
 
