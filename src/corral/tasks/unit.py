@@ -74,12 +74,14 @@ class UnitOfWork:
 
     async def flush(self, connection: AsyncConnection) -> None:
         """Write all of it."""
-        if self._new:
-            await sql.insert(connection, self._new)
         forgotten = set(self._forgotten)
-        await sql.save(connection, (record for record in self._changed.values() if record.id not in forgotten))
-        await sql.record_events(connection, (event for event in self._events if event.task_id not in forgotten))
-        await sql.keep_artifacts(connection, self._artifacts)
+        writes = sql.Writes(
+            new=self._new,
+            changed=[record for record in self._changed.values() if record.id not in forgotten],
+            events=[event for event in self._events if event.task_id not in forgotten],
+            artifacts=self._artifacts,
+        )
+        await sql.write(connection, writes)
         if self._audit:
             await _AUDIT.add(connection, self._audit)
         if self._resolved:

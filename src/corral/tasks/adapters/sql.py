@@ -7,6 +7,7 @@ the order of their ids wherever several are, so that two schedulers cannot wait 
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
@@ -14,6 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from corral.database.batch import ManyRows, execute_batches
 from corral.database.tables import artifacts, dependencies, idempotency_keys, task_events, tasks
 from corral.tasks.machine import due_s
 from corral.tasks.model import Artifact, ArtifactKind, Phase, Priority, Task, TaskDefinition, TaskEvent, TaskLife
@@ -81,15 +83,16 @@ class NewEvent:
 
 
 _RECORD: Final = (tasks.c.id, tasks.c.tenant, tasks.c.group_id, tasks.c.definition, tasks.c.life)
-_SAVE: Final = (
+_INSERT: Final = ManyRows(tasks.insert(), tasks.c.keys())
+_INSERT_EDGE: Final = ManyRows(dependencies.insert(), dependencies.c.keys())
+_INSERT_EVENT: Final = ManyRows(task_events.insert(), [name for name in task_events.c.keys() if name != "seq"])
+_INSERT_ARTIFACT: Final = ManyRows(artifacts.insert(), artifacts.c.keys())
+_SAVED: Final = ("phase", "due_s", "worker_id", "life")
+_SAVE: Final = ManyRows(
     tasks.update()
     .where(tasks.c.id == sa.bindparam("b_id"))
-    .values(
-        phase=sa.bindparam("b_phase"),
-        due_s=sa.bindparam("b_due_s"),
-        worker_id=sa.bindparam("b_worker_id"),
-        life=sa.bindparam("b_life"),
-    )
+    .values({name: sa.bindparam(f"b_{name}") for name in _SAVED}),
+    ["b_id", *(f"b_{name}" for name in _SAVED)],
 )
 _LOAD: Final = sa.select(*_RECORD).where(tasks.c.id.in_(sa.bindparam("ids", expanding=True))).order_by(tasks.c.id)
 _LOAD_LOCKED: Final = _LOAD.with_for_update()
@@ -139,47 +142,32 @@ _MARK_DEPENDENTS: Final = (
 )
 
 
-async def insert(connection: AsyncConnection, records: Sequence[Record]) -> None:
-    """Add new tasks with their dependencies. Raises Conflict (through the database) for an id that exists."""
-    rows, edges = [], []
-    for record in records:
-        definition = record.definition
-        rows.append(
-            {
-                "id": record.id,
-                "tenant": record.tenant,
-                "phase": record.life.phase.value,
-                "rank": _RANKS[definition.priority],
-                "created_s": record.life.created_s,
-                "group_id": record.group,
-                "name": definition.name,
-                "runtime": definition.runtime,
-                "due_s": due_s(record.life),
-                "worker_id": None,
-                "definition": record.definition_json,
-                "life": _encode(record.life),
-            }
-        )
-        edges += [{"task_id": record.id, "needs_id": needed} for needed in definition.dependencies]
-    await connection.execute(tasks.insert(), rows)
-    if edges:
-        await connection.execute(dependencies.insert(), edges)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Writes:
+    """What one transaction writes: new tasks, changed tasks, lines of stories, artifacts of runs."""
+
+    new: Sequence[Record] = ()
+    changed: Sequence[Record] = ()
+    events: Sequence[NewEvent] = ()
+    artifacts: Sequence[tuple[Record, int, Sequence[Artifact]]] = ()
 
 
-async def save(connection: AsyncConnection, records: Iterable[Record]) -> None:
-    """Write changed lives back."""
-    rows = [
-        {
-            "b_id": record.id,
-            "b_phase": record.life.phase.value,
-            "b_due_s": due_s(record.life),
-            "b_worker_id": record.life.worker or None,
-            "b_life": _encode(record.life),
-        }
-        for record in records
+async def write(connection: AsyncConnection, writes: Writes) -> None:
+    """Write all of it at once. Raises Conflict (through the database) for a new id that exists."""
+    edges = [
+        {"task_id": record.id, "needs_id": needed} for record in writes.new for needed in record.definition.dependencies
     ]
-    if rows:
-        await connection.execute(_SAVE, rows)
+    produced = [_artifact_row(record, run, artifact) for record, run, some in writes.artifacts for artifact in some]
+    await execute_batches(
+        connection,
+        [
+            (_INSERT, [_new_row(record) for record in writes.new]),
+            (_INSERT_EDGE, edges),
+            (_SAVE, [_changed_row(record) for record in writes.changed]),
+            (_INSERT_EVENT, [_event_row(event) for event in writes.events]),
+            (_INSERT_ARTIFACT, produced),
+        ],
+    )
 
 
 async def load(connection: AsyncConnection, ids: Collection[str], *, locked: bool) -> dict[str, Record]:
@@ -214,9 +202,11 @@ async def loads(
 ) -> list[Load]:
     """What each tenant has pending for a worker with these runtimes (up to ``bound``), and running."""
     answers: list[Load] = []
+    values: dict[str, Any]
     for some in _slices(tenants, 100):
-        statement = sa.union_all(*(_load_of(tenant, bound, runtimes) for tenant in some))
-        for row in await connection.execute(statement):
+        values = {f"tenant_{place}": tenant for place, tenant in enumerate(some)}
+        values |= {"bound": bound, "runtimes": ["", *runtimes]}
+        for row in await connection.execute(_loads_of(len(some)), values):
             answers.append(Load(tenant=row.tenant, pending=row.waiting, running=row.running))
     return answers
 
@@ -249,25 +239,6 @@ async def forget(connection: AsyncConnection, ids: Sequence[str]) -> None:
     await connection.execute(tasks.delete().where(tasks.c.id.in_(ids)))
 
 
-async def record_events(connection: AsyncConnection, events: Iterable[NewEvent]) -> None:
-    """Add lines to stories, in this order."""
-    rows = [
-        {
-            "task_id": event.task_id,
-            "tenant": event.tenant,
-            "at_s": event.at_s,
-            "kind": event.kind,
-            "run": event.run,
-            "worker_id": event.worker,
-            "text": event.text,
-            "facts": _encode(event.facts) if event.facts else _NO_FACTS,
-        }
-        for event in events
-    ]
-    if rows:
-        await connection.execute(task_events.insert(), rows)
-
-
 async def story(
     connection: AsyncConnection, tenant: str, *, task_id: str = "", group: str = "", after: int, count: int
 ) -> list[TaskEvent]:
@@ -298,29 +269,6 @@ async def last_seq(connection: AsyncConnection, tenant: str) -> int:
     """The number of the tenant's latest line; 0 when there is none."""
     statement = sa.select(sa.func.max(task_events.c.seq)).where(task_events.c.tenant == tenant)
     return (await connection.execute(statement)).scalar_one() or 0
-
-
-async def keep_artifacts(
-    connection: AsyncConnection, produced: Iterable[tuple[Record, int, Sequence[Artifact]]]
-) -> None:
-    """Add the artifacts of runs."""
-    rows = [
-        {
-            "task_id": record.id,
-            "run": run,
-            "name": artifact.name,
-            "tenant": record.tenant,
-            "kind": artifact.kind.value,
-            "digest": artifact.digest,
-            "size_bytes": artifact.size_bytes,
-            "content_type": artifact.content_type,
-            "message": artifact.message,
-        }
-        for record, run, some in produced
-        for artifact in some
-    ]
-    if rows:
-        await connection.execute(artifacts.insert(), rows)
 
 
 async def artifacts_of(connection: AsyncConnection, task_id: str, run: int) -> list[Artifact]:
@@ -411,21 +359,84 @@ async def forget_submissions(connection: AsyncConnection, before_s: float) -> No
     await connection.execute(idempotency_keys.delete().where(idempotency_keys.c.created_s < before_s))
 
 
-def _load_of(tenant: str, bound: int, runtimes: Sequence[str]) -> sa.Select[tuple[str, int, int]]:
+@lru_cache(maxsize=64)
+def _loads_of(tenants: int) -> sa.CompoundSelect[Any]:
+    """One statement that counts for so many tenants, ``tenant_0`` and on."""
+    return sa.union_all(*(_load_of(f"tenant_{place}") for place in range(tenants)))
+
+
+def _load_of(parameter: str) -> sa.Select[Any]:
+    tenant = sa.bindparam(parameter, type_=sa.Text)
     of_tenant = tasks.c.tenant == tenant
-    feasible = tasks.c.runtime.in_(["", *runtimes])
+    feasible = tasks.c.runtime.in_(sa.bindparam("runtimes", expanding=True))
     waiting = (
         sa.select(sa.literal(1))
         .where(of_tenant, tasks.c.phase == Phase.PENDING.value, feasible)
-        .limit(bound)
+        .limit(sa.bindparam("bound"))
         .subquery()
     )
     running = sa.select(sa.func.count()).where(of_tenant, tasks.c.phase == Phase.RUNNING.value)
     return sa.select(
-        sa.literal(tenant).label("tenant"),
+        tenant.label("tenant"),
         sa.select(sa.func.count()).select_from(waiting).scalar_subquery().label("waiting"),
         running.scalar_subquery().label("running"),
     )
+
+
+def _new_row(record: Record) -> dict[str, Any]:
+    definition, life = record.definition, record.life
+    return {
+        "id": record.id,
+        "tenant": record.tenant,
+        "phase": life.phase.value,
+        "rank": _RANKS[definition.priority],
+        "created_s": life.created_s,
+        "group_id": record.group,
+        "name": definition.name,
+        "runtime": definition.runtime,
+        "due_s": due_s(life),
+        "worker_id": None,
+        "definition": record.definition_json,
+        "life": _encode(life),
+    }
+
+
+def _changed_row(record: Record) -> dict[str, Any]:
+    life = record.life
+    return {
+        "b_id": record.id,
+        "b_phase": life.phase.value,
+        "b_due_s": due_s(life),
+        "b_worker_id": life.worker or None,
+        "b_life": _encode(life),
+    }
+
+
+def _event_row(event: NewEvent) -> dict[str, Any]:
+    return {
+        "task_id": event.task_id,
+        "tenant": event.tenant,
+        "at_s": event.at_s,
+        "kind": event.kind,
+        "run": event.run,
+        "worker_id": event.worker,
+        "text": event.text,
+        "facts": _encode(event.facts) if event.facts else _NO_FACTS,
+    }
+
+
+def _artifact_row(record: Record, run: int, artifact: Artifact) -> dict[str, Any]:
+    return {
+        "task_id": record.id,
+        "run": run,
+        "name": artifact.name,
+        "tenant": record.tenant,
+        "kind": artifact.kind.value,
+        "digest": artifact.digest,
+        "size_bytes": artifact.size_bytes,
+        "content_type": artifact.content_type,
+        "message": artifact.message,
+    }
 
 
 def _record(row: Row[*tuple[Any, ...]]) -> Record:
