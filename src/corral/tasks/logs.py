@@ -119,7 +119,7 @@ class LogStore:
             raise TooLarge(f"a piece of {len(data)} bytes is over piece_bytes_max={self._config.piece_bytes_max}")
         log = self._find_or_new(key)
         if log is None or log.closed:
-            raise Conflict(f"the log of {key.task_id}, run {key.run}, is closed", closed=True)
+            return self._repeated(key, offset + len(data))
         if offset < 0 or (offset > log.received and not log.cut):
             raise Conflict(
                 f"the log of {key.task_id}, run {key.run}, has {log.received} bytes; {offset} would leave a hole",
@@ -144,16 +144,15 @@ class LogStore:
     def close(self, key: LogKey, size_bytes: int) -> None:
         """No more bytes will come: the log, of ``size_bytes``, is complete. A repeat changes nothing.
 
-        Raises: Conflict when bytes are missing or superfluous; the log stays open.
+        Raises: Conflict when bytes are missing (``context["received"]`` says from where) or superfluous; the log
+        stays open.
         """
         log = self._find_or_new(key)
         if log is None or log.closed:
             return
         if not log.cut and log.received != size_bytes:
-            raise Conflict(
-                f"the log of {key.task_id}, run {key.run}, has {log.received} bytes, not {size_bytes}",
-                received=log.received,
-            )
+            message = f"the log of {key.task_id}, run {key.run}, has {log.received} bytes, not {size_bytes}"
+            raise Conflict(message, received=log.received) if log.received < size_bytes else Conflict(message)
         self._close(key, log)
 
     def seal(self, key: LogKey) -> None:
@@ -262,12 +261,12 @@ class LogStore:
             except* OSError as errors:
                 _logger.warning("logs-not-synced", logs=len(keys), error=str(errors.exceptions[0]))
                 self._dirty |= set(keys)
-                raise_if_cancelled()
             else:
                 for key, received in marks.items():
                     if (log := self._logs.get(key)) is not None:
                         log.durable = max(log.durable, received)
                 self._synced.notify()
+            raise_if_cancelled()
             await asyncio.sleep(self._config.sync_every_s)
 
     async def _keep_closing(self) -> None:
@@ -340,6 +339,13 @@ class LogStore:
         if log is None and key not in self._without_log and self.sealed(key) is None:
             log = self._logs[key] = _Log()
         return log
+
+    def _repeated(self, key: LogKey, end: int) -> int:
+        """What a piece that comes after the end is answered: a repeat is no mistake."""
+        size = self.size(key)
+        if end <= size or size > self._config.log_bytes_max:
+            return max(end, size)
+        raise Conflict(f"the log of {key.task_id}, run {key.run}, is closed", closed=True)
 
     def _store(self, key: LogKey, log: _Log, new: bytes, *, end: int) -> None:
         limit = self._config.log_bytes_max

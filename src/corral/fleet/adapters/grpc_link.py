@@ -195,9 +195,8 @@ class SchedulerLink:
                 group.create_task(self._tell(call, beat), name="link:tell")
                 group.create_task(self._until_dropped(), name="link:dropped")
                 await self._hear(call, session, beat)
-        except* grpc.aio.AioRpcError as errors:
-            raise _first(errors) from None
-        except* CorralError as errors:
+        except BaseExceptionGroup as errors:
+            raise_if_cancelled()
             raise _first(errors) from None
 
     async def _tell(
