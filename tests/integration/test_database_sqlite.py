@@ -161,13 +161,14 @@ async def test_a_damaged_file_is_a_clear_error_with_a_cure(tmp_path: Path) -> No
 
 async def test_a_write_that_ends_the_shared_transaction_is_found_out(sqlite_url: str) -> None:
     async def commit_everything(connection: AsyncConnection) -> None:
+        await connection.execute(insert(idempotency_keys), row("ours"))
         await (await thread_of(connection)).commit()
 
     async with Database.open(sqlite_url) as database:
         with pytest.raises(CorralError, match="ended the transaction"):
             await database.write(commit_everything)
         await add(database, "a")
-        assert await database.read(keys) == ["a"]
+        assert await database.read(keys) == ["a", "ours"]
 
 
 async def test_an_open_and_closed_database_leaves_no_thread_and_no_file_open(sqlite_url: str) -> None:

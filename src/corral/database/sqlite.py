@@ -127,7 +127,7 @@ class _Writer:
             connection = await self.connect()
             thread = await _thread_of(connection)
             done = [(each, value) for each in batch for value in await self._attempt(connection, thread, each)]
-            if done:
+            if thread.in_transaction:
                 await thread.run(lambda: _leave(thread.raw))
             await connection.rollback()  # after a commit only SQLAlchemy's own state
         except FOREIGN as error:
@@ -149,18 +149,19 @@ class _Writer:
 
     async def _attempt(self, connection: AsyncConnection, thread: SqliteConnection, each: _Waiting) -> list[Any]:
         """Run one write under its savepoint: ``[value]``, or ``[]`` when it failed alone and was told so."""
-        await thread.run(lambda: _enter(thread))
+        _put_savepoint(thread)
         try:
             async with asyncio.timeout(self._limits.write_timeout_s):
                 value = await each.transaction(connection)
         except Exception as error:  # noqa: BLE001 - boundary: a failed write belongs to its caller alone
             failure = mapped(error) if isinstance(error, FOREIGN) else error
-            if connection.invalidated or not thread.in_transaction:
+            if connection.invalidated or _is_lost(thread):
                 raise _TransactionLost from failure  # a full disk, for example, rolls everything back
-            await thread.run(lambda: _undo(thread.raw))
+            if not thread.prelude_pending:
+                await thread.run(lambda: thread.raw.execute(f"ROLLBACK TO {_SAVEPOINT}"))
             _fail(each, failure)
             return []
-        if not thread.in_transaction:
+        if _is_lost(thread):
             raise _TransactionLost from CorralError("a defect of Corral: a write ended the transaction that it shares")
         return [value]
 
@@ -185,16 +186,15 @@ class _TransactionLost(Exception):
     """The transaction that the group shares is gone; the cause is why."""
 
 
-def _enter(thread: SqliteConnection) -> None:
-    """Put a savepoint, after releasing the previous write's."""
-    if thread.in_transaction:
-        thread.raw.execute(f"RELEASE {_SAVEPOINT}")
-    thread.execute_nowait(f"SAVEPOINT {_SAVEPOINT}", (), many=False)
+def _put_savepoint(thread: SqliteConnection) -> None:
+    """Let the next statement begin with a savepoint, after releasing the previous write's."""
+    release = (f"RELEASE {_SAVEPOINT}",) if thread.in_transaction else ()
+    thread.put_before_next_nowait(*release, f"SAVEPOINT {_SAVEPOINT}")
 
 
-def _undo(raw: sqlite3.Connection) -> None:
-    """Back to the savepoint, which stays for the next release."""
-    raw.execute(f"ROLLBACK TO {_SAVEPOINT}")
+def _is_lost(thread: SqliteConnection) -> bool:
+    """True when the write did something, and now no transaction is open."""
+    return not thread.prelude_pending and not thread.in_transaction
 
 
 def _leave(raw: sqlite3.Connection) -> None:

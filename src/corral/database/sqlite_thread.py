@@ -33,6 +33,7 @@ class SqliteConnection:
         self._pragmas = pragmas
         self._busy_timeout_s = busy_timeout_s
         self._connection: sqlite3.Connection | None = None  # this name too is part of the dialect's expectations
+        self._prelude: tuple[str, ...] = ()
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="sqlite", daemon=True)
 
@@ -74,11 +75,23 @@ class SqliteConnection:
         """True between the first statement of a transaction and its end."""
         return self._connection is not None and self._connection.in_transaction
 
+    def put_before_next_nowait(self, *statements: str) -> None:
+        """Execute ``statements`` in the hop of the next one, and not before; they replace those put earlier."""
+        self._prelude = statements
+
+    @property
+    def prelude_pending(self) -> bool:
+        """True while no statement has come since ``put_before_next_nowait``."""
+        return bool(self._prelude)
+
     def execute_nowait(self, sql: str, parameters: Any, *, many: bool) -> sqlite3.Cursor:
         """Open a transaction when none is, then execute; on the thread only."""
         raw = self.raw
         if not raw.in_transaction:
             raw.execute(self._begin)
+        prelude, self._prelude = self._prelude, ()
+        for statement in prelude:
+            raw.execute(statement)
         return raw.executemany(sql, parameters) if many else raw.execute(sql, parameters)
 
     # The rest is what SQLAlchemy's dialect calls.
