@@ -71,8 +71,10 @@ class Execution:
                 self._stop_timers()
                 raise
             try:
-                if (chunk := self._on_output(frame)) is not None:
-                    return chunk
+                if frame.type in (protocol.T_STDOUT, protocol.T_STDERR):
+                    if (chunk := self._on_output(frame)) is not None:
+                        return chunk
+                    continue  # beyond the output limit: cut
                 if (result := self._on_end(frame)) is not None:
                     self._stop_timers()
                     ended, tainted = result
@@ -143,8 +145,6 @@ class Execution:
         self._timers.clear()
 
     def _on_output(self, frame: Frame) -> Output | None:
-        if frame.type not in (protocol.T_STDOUT, protocol.T_STDERR):
-            return None
         channel: Channel = 1 if frame.type == protocol.T_STDOUT else 2
         data, limit = frame.payload, self.request.output_bytes_max
         if limit is not None and self._sent_bytes + len(data) > limit:
