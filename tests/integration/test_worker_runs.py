@@ -404,7 +404,7 @@ async def test_a_command_that_writes_more_than_the_log_may_hold_is_killed(tmp_pa
     async with a_world(tmp_path, livelog=LiveLogConfig(log_bytes_max=100_000)) as world:
         resolved, log = await world.shell("yes")
 
-    assert (resolved.phase, resolved.end) == (Phase.FAILED, "output-limit")
+    assert (resolved.phase, resolved.end) == (Phase.FAILED, "output-limit"), resolved.message
     assert "more than 97.7 KiB of output" in resolved.message
     assert len(log) < 101_000
 

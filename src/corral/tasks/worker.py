@@ -271,8 +271,15 @@ class Worker:
         """Tell the queue, again and again while it cannot be reached and the lease is ours."""
         pause_s = self._config.retry_s
         while (held := self._held.get(ref)) is not None:
+            left_s = held.lease_end_s - self._clock.monotonic_s()
+            if left_s <= 0:
+                _log.warning("report given up: the lease has ended", task=ref.task_id, run=ref.run)
+                return
             try:
-                await self._source.report(ref, report)
+                async with asyncio.timeout(left_s):  # a source may try for as long as it is let
+                    await self._source.report(ref, report)
+            except TimeoutError:
+                continue  # the lease may have been renewed meanwhile
             except CallerError as error:  # Conflict above all: the run is no longer ours
                 self._refused += 1
                 _log.info("report refused", task=ref.task_id, run=ref.run, error=str(error))
@@ -280,9 +287,6 @@ class Worker:
                     self._lost([ref])
                 return
             except CorralError as error:
-                if self._clock.monotonic_s() >= held.lease_end_s:
-                    _log.warning("report given up: the lease has ended", task=ref.task_id, run=ref.run)
-                    return
                 _log.warning("report failed", task=ref.task_id, run=ref.run, error=str(error), retry_s=pause_s)
                 await asyncio.sleep(pause_s)
                 pause_s = min(pause_s * 2, self._config.retry_max_s)
