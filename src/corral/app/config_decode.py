@@ -62,6 +62,7 @@ def section_fields(section: type) -> list[FieldType]:
             FieldType(each.name, hints[each.name], each.required, None if each.required else _struct_default(each))
             for each in msgspec.structs.fields(section)
         ]
+    assert dataclasses.is_dataclass(section)  # is_section said so
     return [
         FieldType(
             each.name,

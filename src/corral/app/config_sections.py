@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from corral.app.address import address_problem
 from corral.blobs.config import BlobsConfig
 from corral.database.limits import DatabaseLimits
 from corral.fleet.adapters.grpc_link import LinkConfig
@@ -68,7 +69,7 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
     def __post_init__(self) -> None:
         mistakes = [
-            f"{name}: {problem}" for name in ("http", "grpc") if (problem := _address_problem(getattr(self, name)))
+            f"{name}: {problem}" for name in ("http", "grpc") if (problem := address_problem(getattr(self, name)))
         ]
         if self.database and not self.database.startswith(("sqlite:///", "postgresql://")):
             mistakes.append(f'database: "{self.database}" is neither "sqlite:///PATH" nor "postgresql://…"')
@@ -110,7 +111,7 @@ class JoinConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     link: LinkConfig = LinkConfig()
 
     def __post_init__(self) -> None:
-        if problem := _address_problem(self.scheduler):
+        if problem := address_problem(self.scheduler):
             raise InvalidSpec(f"scheduler: {problem}")
 
 
@@ -204,19 +205,3 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         if self.pool.max < self.worker.slots:
             found.append(f"pool.max ({self.pool.max}) must be at least worker.slots ({self.worker.slots})")
         return found
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """``"127.0.0.1:7070"`` → host and port; ``"[::1]:7070"`` works too. Raises InvalidSpec."""
-    problem = _address_problem(address)
-    if problem:
-        raise InvalidSpec(problem, field="address")
-    host, _, port = address.rpartition(":")
-    return host.removeprefix("[").removesuffix("]"), int(port)
-
-
-def _address_problem(address: str) -> str:
-    host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isdigit() or int(port) > 65_535:
-        return f'"{address}" is not an address; write HOST:PORT, for example "127.0.0.1:7070"'
-    return ""

@@ -14,7 +14,8 @@ from typing import Any
 
 import structlog
 
-from corral.app.config_sections import Config, split_address
+from corral.app.address import split_address
+from corral.app.config_sections import Config
 from corral.app.datadir import locked_directory
 from corral.app.desks import (
     FleetDesk,
@@ -32,7 +33,6 @@ from corral.database.engine import Database
 from corral.database.version import check_version, migrate
 from corral.doors.rest.app import build_rest
 from corral.doors.rest.services import OpenStreams, RestLimits, Services
-from corral.fleet.adapters.blobs import BlobsServicer
 from corral.fleet.adapters.grpc_server import FleetServicer
 from corral.fleet.adapters.grpc_server import serving as serving_grpc
 from corral.fleet.adapters.sql import SqlWorkerTable
@@ -40,10 +40,12 @@ from corral.fleet.ports import QueueHooks
 from corral.fleet.service import Fleet
 from corral.kernel.clock import SystemClock
 from corral.kernel.errors import CorralError
+from corral.kernel.ids import new_token
 from corral.ledger.adapters.sql import SqlAuditRows, SqlSecurityEvents
 from corral.ledger.model import SecurityEvent
 from corral.ledger.service import Ledger
 from corral.tasks.adapters.grpc_server import QueueServicer
+from corral.tasks.adapters.run_owner import tenant_of_run
 from corral.tasks.logs import LogStore
 from corral.tasks.payload import secret_names, validate_payload
 from corral.tasks.queue import Queue
@@ -119,9 +121,11 @@ async def running_scheduler(config: Config) -> AsyncIterator[Addresses]:
             serving_grpc(
                 config.scheduler.grpc,
                 [
-                    partial(_add_fleet, FleetServicer(fleet, f"scheduler-{_host_port(listener)}")),
-                    partial(_add_queue, QueueServicer(queue, fleet, logs)),
-                    partial(_add_blobs, BlobsServicer(blobs.store, fleet)),
+                    partial(fleet_pb2_grpc.add_FleetServicer_to_server, FleetServicer(fleet, new_token()[:16])),
+                    partial(
+                        fleet_pb2_grpc.add_QueueServicer_to_server,
+                        QueueServicer(fleet, queue, logs, tenant_of_run(database)),
+                    ),
                 ],
                 limits=config.wire,
                 tls=config.tls,

@@ -11,7 +11,7 @@ from corral.app.config_sections import SupervisorConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Restarts:
-    """A child's history: the instants (monotonic seconds) of its restarts within the window, and its failures in a row."""
+    """A child's history: when it was started again within the window (monotonic), and its failures in a row."""
 
     at_s: tuple[float, ...] = ()
     in_a_row: int = 0

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import structlog
 
-from corral.app.config_sections import Config, split_address
+from corral.app.address import split_address
+from corral.app.config_sections import Config
 from corral.app.datadir import locked_directory
 from corral.app.start import configure_logging, read_arguments, run_process, tell
 from corral.app.supervision import GiveUp, Restarts, died
@@ -151,7 +152,7 @@ class Supervisor:
         try:
             async with asyncio.timeout(self._config.supervisor.ready_s):
                 await self._listening.wait()
-                while not await _answers_ready(self._http):
+                while not await _answers_ready(self._http):  # noqa: ASYNC110 (another process; nothing to wait on)
                     await asyncio.sleep(_POLL_S)
         except TimeoutError:
             raise SchedulerUnavailable(

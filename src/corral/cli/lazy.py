@@ -60,9 +60,11 @@ def lazy_app(verbs: Mapping[str, Verb], help_text: str, **options: Any) -> typer
     return typer.Typer(
         cls=group,
         help=help_text,
+        callback=_nothing,
         no_args_is_help=options.pop("no_args_is_help", True),
         context_settings={"help_option_names": ["-h", "--help"]},
         pretty_exceptions_enable=False,
+        add_completion=options.pop("add_completion", False),
         **options,
     )
 
@@ -76,4 +78,4 @@ def verb_app(function: Callable[..., Any], **options: Any) -> typer.Typer:
 
 
 def _nothing() -> None:
-    """A stand-in never runs."""
+    """What a group does before its verb, and a stand-in never."""

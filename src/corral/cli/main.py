@@ -36,7 +36,7 @@ VERBS: Final = {
     "config": Verb("corral.cli.config.group", "Show or check the configuration.", _OPERATE),
 }
 
-app = lazy_app(VERBS, "Run other people's code, each piece in an isolated, warm sandbox.")
+app = lazy_app(VERBS, "Run other people's code, each piece in an isolated, warm sandbox.", add_completion=True)
 
 
 def _print_version(wanted: bool) -> None:

@@ -1,5 +1,6 @@
 """Every error leaves as problem+json, whatever raised it: our tree, Litestar's validation and routing, or a bug."""
 
+import secrets
 from typing import Any, Final
 
 import msgspec
@@ -31,7 +32,9 @@ def on_corral_error(request: Request[Any, Any, Any], error: CorralError) -> Resp
 
 
 def on_http_exception(request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
-    """An error that the web framework found before we were asked."""
+    """An error that the web framework found before we were asked; its own failures are ours."""
+    if error.status_code >= 500:
+        return on_bug(request, error)
     return _response(problem_of(_ours(request, error), request_id=request_id(request)), status=error.status_code)
 
 
@@ -53,8 +56,8 @@ def on_bug(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]
 
 
 def request_id(request: Request[Any, Any, Any]) -> str:
-    """The id that the middleware gave this request; "" before it ran."""
-    return str(request.scope.get("state", {}).get("request_id", ""))
+    """The id of this request; a request that found no route never met the middleware that gives ids."""
+    return str(request.scope.setdefault("state", {}).setdefault("request_id", f"req_{secrets.token_hex(8)}"))
 
 
 def _ours(request: Request[Any, Any, Any], error: HTTPException) -> CorralError:

@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from corral.blobs.ports import BlobStore
 from corral.client.fleet import AuditPage, SecurityEventPage
@@ -17,6 +17,7 @@ from corral.kernel.errors import CapacityError
 from corral.tasks.model import TaskDefinition, TaskEvent
 
 
+@runtime_checkable
 class Caller(Protocol):
     """Who asks: a tenant's token, or an administrator."""
 
