@@ -1,7 +1,6 @@
 """The bubblewrap runtime keeps the contract."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -11,7 +10,7 @@ from corral.testing.runtime_contract import RuntimeContract
 
 
 class TestBubblewrap(RuntimeContract):
-    @pytest.fixture
-    def runtime(self, tmp_path: Path) -> Iterator[Runtime]:
-        with open_runtimes(RuntimesConfig(), tmp_path / "sandboxes") as runtimes:
+    @pytest.fixture(scope="class")
+    def runtime(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
+        with open_runtimes(RuntimesConfig(), tmp_path_factory.mktemp("sandboxes")) as runtimes:
             yield runtimes["bubblewrap"]

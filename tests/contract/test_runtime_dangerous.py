@@ -1,7 +1,6 @@
 """The runtime without walls keeps what of the contract it claims."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -11,8 +10,8 @@ from corral.testing.runtime_contract import RuntimeContract
 
 
 class TestReallyReallyDangerous(RuntimeContract):
-    @pytest.fixture
-    def runtime(self, tmp_path: Path) -> Iterator[Runtime]:
+    @pytest.fixture(scope="class")
+    def runtime(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
         config = RuntimesConfig(names=("really_really_dangerous",))
-        with open_runtimes(config, tmp_path / "sandboxes") as runtimes:
+        with open_runtimes(config, tmp_path_factory.mktemp("sandboxes")) as runtimes:
             yield runtimes["really_really_dangerous"]

@@ -3,9 +3,9 @@
 ::
 
     class TestMine(RuntimeContract):
-        @pytest.fixture
-        def runtime(self, tmp_path: Path) -> Iterator[Runtime]:
-            with open_mine(tmp_path) as runtime:
+        @pytest.fixture(scope="class")
+        def runtime(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
+            with open_mine(tmp_path_factory.mktemp("mine")) as runtime:
                 yield runtime
 
 Tests of a power that ``runtime.capabilities`` does not claim are skipped, with the reason.
@@ -97,7 +97,7 @@ def _groups(tree: Path) -> set[str]:
 class RuntimeContract:
     """See the module's docstring."""
 
-    @pytest.fixture
+    @pytest.fixture(scope="class")
     def runtime(self) -> Runtime:
         """The runtime under test, in a directory of its own."""
         raise NotImplementedError("a subclass of RuntimeContract gives the runtime")

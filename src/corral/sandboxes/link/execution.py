@@ -163,6 +163,8 @@ class Execution:
         if frame.type == protocol.T_NOT_STARTED:
             refusal: NotStarted = protocol.decode_not_started(frame.payload)
             return ExecResult(end=End.NOT_STARTED, message=refusal.message), False
+        if frame.type in (protocol.T_STDOUT, protocol.T_STDERR):
+            return None  # output beyond the limit, on its way when the kill was sent
         if frame.type != protocol.T_STARTED:
             raise ProtocolError(f"a frame of type {frame.type} in an exec")
         self.pid = protocol.decode_u32(frame.payload)
