@@ -9,8 +9,11 @@ from corral.sandboxes.runtimes.registry import RuntimesConfig, open_runtimes
 from corral.testing.runtime_contract import RuntimeContract
 
 
+@pytest.fixture(scope="module")
+def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
+    with open_runtimes(RuntimesConfig(), tmp_path_factory.mktemp("sandboxes")) as runtimes:
+        yield runtimes["bubblewrap"]
+
+
 class TestBubblewrap(RuntimeContract):
-    @pytest.fixture(scope="class")
-    def runtime(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
-        with open_runtimes(RuntimesConfig(), tmp_path_factory.mktemp("sandboxes")) as runtimes:
-            yield runtimes["bubblewrap"]
+    """Nothing to add."""

@@ -9,9 +9,13 @@ from corral.sandboxes.runtimes.registry import RuntimesConfig, open_runtimes
 from corral.testing.runtime_contract import RuntimeContract
 
 
+@pytest.fixture(scope="module")
+def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
+    with open_runtimes(
+        RuntimesConfig(names=("really_really_dangerous",)), tmp_path_factory.mktemp("sandboxes")
+    ) as runtimes:
+        yield runtimes["really_really_dangerous"]
+
+
 class TestReallyReallyDangerous(RuntimeContract):
-    @pytest.fixture(scope="class")
-    def runtime(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
-        config = RuntimesConfig(names=("really_really_dangerous",))
-        with open_runtimes(config, tmp_path_factory.mktemp("sandboxes")) as runtimes:
-            yield runtimes["really_really_dangerous"]
+    """Nothing to add."""

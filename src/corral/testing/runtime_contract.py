@@ -1,12 +1,15 @@
-"""What every runtime must keep, as a pytest class: subclass it with one fixture, ``runtime``.
+"""What every runtime must keep, as a pytest class: subclass it beside one fixture, ``runtime``.
 
 ::
 
+    @pytest.fixture(scope="module")
+    def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
+        with open_mine(tmp_path_factory.mktemp("mine")) as runtime:
+            yield runtime
+
+
     class TestMine(RuntimeContract):
-        @pytest.fixture(scope="class")
-        def runtime(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
-            with open_mine(tmp_path_factory.mktemp("mine")) as runtime:
-                yield runtime
+        pass
 
 Tests of a power that ``runtime.capabilities`` does not claim are skipped, with the reason.
 """
@@ -96,11 +99,6 @@ def _groups(tree: Path) -> set[str]:
 
 class RuntimeContract:
     """See the module's docstring."""
-
-    @pytest.fixture(scope="class")
-    def runtime(self) -> Runtime:
-        """The runtime under test, in a directory of its own."""
-        raise NotImplementedError("a subclass of RuntimeContract gives the runtime")
 
     @pytest_asyncio.fixture
     async def sandbox(self, runtime: Runtime) -> AsyncIterator[Sandbox]:
