@@ -13,6 +13,8 @@
 #define LEFTOVER_DRAIN_MS 200  /* for descendants that are about to end when the command itself has ended */
 #define KILL_PATIENCE_MS 10000 /* for SIGKILL to have an effect */
 #define STARTED_DELAY_MS 1     /* a command that ends sooner is reported in one message */
+#define ORDER_BYTES_MAX 32768  /* an EXEC up to this goes to a waiting keeper, a larger one to a new keeper */
+#define SPARE_KEEPERS_MAX 16   /* keepers that wait for their next exec; forking one costs more than all the rest */
 #define DRAIN_BYTES_MAX 4194304 /* read after an exec's end; more can only come from a stranger to its tree */
 
 /* ---- decode.c: bytes to values; pure, fuzzed ---- */
@@ -154,10 +156,12 @@ void on_setup(const struct frame *);
 void on_exec(const struct frame *);
 void on_exec_frame(struct stream *, const struct frame *);
 void reap_children(void);
-size_t keepers_unreaped(void);
 bool is_keeper(pid_t);
+void start_spare_keeper(void);
+bool spare_keepers_run(void);         /* none of them is stopped or gone */
+bool only_keepers_are_children(void);
 
-struct launch { /* what a keeper needs; it lives in the memory that fork copied */
+struct launch { /* of a keeper's first exec; it lives in the memory that fork copied. request is NULL for a spare */
     const struct exec_request *request;
     int control, in, out, err;
 };
@@ -171,9 +175,9 @@ struct report { /* keeper to agent, one packet */
     uint64_t wall_us, user_us, system_us, peak_bytes;
 };
 
-enum order_kind { ORDER_SIGNAL, ORDER_KILL };
+enum order_kind { ORDER_SIGNAL, ORDER_KILL, ORDER_EXEC };
 
-struct order { /* agent to keeper, one packet */
+struct order { /* agent to keeper, one packet; behind ORDER_EXEC the EXEC's payload, with in, out and err */
     uint8_t kind, signal;
     uint32_t grace_ms;
 };
@@ -185,6 +189,7 @@ _Noreturn void keeper_main(struct launch *);
 /* Signal every descendant of `root` that `spared` (which may be NULL) does not spare together with its own
  * descendants. Returns how many live ones there were, -1 when /proc cannot be read. */
 int signal_tree(pid_t root, int signal, bool (*spared)(pid_t));
+char process_state(pid_t); /* as in /proc: R, S, T, Z, ...; 0 when there is none */
 int kill_tree_round(pid_t root, unsigned round, bool (*spared)(pid_t));
 
 /* ---- put.c, get.c, space.c, reset.c ---- */

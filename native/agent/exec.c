@@ -15,10 +15,21 @@
 
 #define ORPHAN_PATIENCE_US 1000000
 
+struct exec;
+
+/* A keeper process and our end of its control socket. Never freed, only used again: an event of the same batch may
+ * still name it. */
+struct keeper {
+    struct keeper *next; /* in `spare` or `unused` */
+    pid_t pid;
+    struct source control;
+    struct exec *exec; /* NULL while it is a spare */
+};
+
 struct exec {
     struct stream stream;
-    pid_t keeper;
-    struct source control, out, err, in;
+    struct keeper *keeper;
+    struct source out, err, in;
     bool terminal, told_started, ended, in_end;
     uint8_t *pending; /* input that the command has not taken yet; at most a window */
     uint32_t pending_at, pending_have, in_owed;
@@ -28,15 +39,16 @@ struct exec {
     char name[128], cwd[128];
 };
 
-/* Keepers that are not reaped yet, also those whose exec is told already. */
-static pid_t *keeper;
-static size_t keepers, keeper_capacity;
+static struct keeper *spare, *unused;
+static size_t spares;
 
-size_t keepers_unreaped(void) { return keepers; }
+/* Keeper processes that are not reaped yet, also those that are about to exit. */
+static pid_t *keeper_pid;
+static size_t keepers, keeper_capacity;
 
 bool is_keeper(pid_t pid) {
     for (size_t i = 0; i < keepers; i++)
-        if (keeper[i] == pid)
+        if (keeper_pid[i] == pid)
             return true;
     return false;
 }
@@ -44,20 +56,48 @@ bool is_keeper(pid_t pid) {
 static void remember_keeper(pid_t pid) {
     if (keepers == keeper_capacity) {
         keeper_capacity = keeper_capacity ? 2 * keeper_capacity : 16;
-        if ((keeper = realloc(keeper, keeper_capacity * sizeof *keeper)) == NULL)
+        if ((keeper_pid = realloc(keeper_pid, keeper_capacity * sizeof *keeper_pid)) == NULL)
             violation("out of memory");
     }
-    keeper[keepers++] = pid;
+    keeper_pid[keepers++] = pid;
 }
 
 void reap_children(void) {
     pid_t pid;
     while ((pid = waitpid(-1, NULL, WNOHANG)) > 0)
         for (size_t i = 0; i < keepers; i++)
-            if (keeper[i] == pid) {
-                keeper[i] = keeper[--keepers];
+            if (keeper_pid[i] == pid) {
+                keeper_pid[i] = keeper_pid[--keepers];
                 break;
             }
+}
+
+bool spare_keepers_run(void) {
+    for (struct keeper *k = spare; k; k = k->next) {
+        char state = process_state(k->pid);
+        if (state == 0 || state == 'T' || state == 't' || state == 'Z' || state == 'X')
+            return false;
+    }
+    return true;
+}
+
+bool only_keepers_are_children(void) {
+    char path[64], text[65536];
+    pid_t self = getpid();
+    snprintf(path, sizeof path, "/proc/self/task/%d/children", self);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+    if (fd >= 0)
+        close(fd);
+    if (n < 0) /* a kernel without that list */
+        return signal_tree(self, 0, is_keeper) == 0;
+    text[n] = 0;
+    for (char *at = text, *end; *at && *at != '\n'; at = end + strspn(end, " ")) {
+        long pid = strtol(at, &end, 10);
+        if (end == at || !is_keeper((pid_t)pid))
+            return false;
+    }
+    return true;
 }
 
 static const char *why(const struct exec *e, const struct report *r) {
@@ -200,7 +240,6 @@ static void tell_started(struct exec *e, const struct report *r) {
 
 /* No event of this batch may reach it any more. */
 static void retire(struct exec *e) {
-    close_source(&e->control);
     close_source(&e->out);
     close_source(&e->err);
     close_source(&e->in);
@@ -250,19 +289,49 @@ static void kill_orphans(void) {
     reap_children();
 }
 
+/* The keeper serves no longer: a process that ends by itself, now that its socket is closed. */
+static void dismiss(struct keeper *k) {
+    for (struct keeper **at = &spare; *at; at = &(*at)->next)
+        if (*at == k) {
+            *at = k->next;
+            spares--;
+            break;
+        }
+    close_source(&k->control);
+    k->exec = NULL;
+    k->next = unused;
+    unused = k;
+}
+
+static void release(struct exec *e, bool fit) {
+    struct keeper *k = e->keeper;
+    e->keeper = NULL;
+    k->exec = NULL;
+    if (!fit || spares >= SPARE_KEEPERS_MAX) {
+        dismiss(k);
+        return;
+    }
+    k->next = spare;
+    spare = k;
+    spares++;
+}
+
 static void on_ended(struct exec *e) {
     e->ended = true;
-    close_source(&e->control);
+    release(e, e->report.flags == 0);
     finish_if_drained(e);
 }
 
 static void on_control_ready(struct source *s) {
-    struct exec *e = s->owner;
+    struct keeper *k = s->owner;
+    struct exec *e = k->exec;
     struct report r;
     ssize_t n = recv(s->fd, &r, sizeof r, MSG_DONTWAIT);
     if (n < 0 && (errno == EAGAIN || errno == EINTR))
         return;
-    if (n != sizeof r) {
+    if (e == NULL) {
+        dismiss(k); /* a spare has nothing to say: somebody killed it */
+    } else if (n != sizeof r) {
         kill_orphans();
         e->report = (struct report){.how = EXIT_SIGNAL, .value = SIGKILL, .flags = EXIT_KEEPER_LOST | EXIT_LEFT_PROCESSES};
         on_ended(e);
@@ -273,6 +342,7 @@ static void on_control_ready(struct source *s) {
         on_ended(e);
     } else {
         refuse(e->stream.id, r.error, why(e, &r));
+        release(e, true);
         retire(e);
     }
 }
@@ -319,27 +389,91 @@ static bool make_pipes(struct exec *e, const struct exec_request *r, struct laun
 }
 
 static void close_launch(const struct launch *l) {
-    int mine[] = {l->control, l->in, l->out, l->err};
-    for (int i = 0; i < 4; i++)
-        if (mine[i] >= 0 && (i < 2 || mine[i] != l->in))
+    int mine[] = {l->in, l->out, l->err};
+    for (int i = 0; i < 3; i++)
+        if (mine[i] >= 0 && (i == 0 || mine[i] != l->in)) /* a terminal is one for all three */
             close(mine[i]);
 }
 
-static bool start(struct exec *e, const struct exec_request *r) {
-    struct launch l = {r, -1, -1, -1, -1};
+static struct keeper *take_unused(void) {
+    struct keeper *k = unused;
+    if (k)
+        unused = k->next;
+    else
+        k = must_alloc(sizeof *k);
+    return k;
+}
+
+/* A new keeper; it starts with the exec of `l`, or waits when that has none. NULL and errno. */
+static struct keeper *fork_keeper(struct launch *l) {
     int control[2];
-    bool made = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, control) == 0;
-    if (made) {
-        e->control.fd = control[0];
-        l.control = control[1];
-        made = e->terminal ? make_terminal(e, r, &l) : make_pipes(e, r, &l);
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, control) < 0)
+        return NULL;
+    l->control = control[1];
+    pid_t pid = fork();
+    if (pid == 0)
+        keeper_main(l);
+    int error = errno;
+    close(control[1]);
+    errno = error;
+    if (pid < 0) {
+        close(control[0]);
+        return NULL;
     }
-    if (made && (e->keeper = fork()) == 0)
-        keeper_main(&l);
+    remember_keeper(pid);
+    struct keeper *k = take_unused();
+    *k = (struct keeper){NULL, pid, {control[0], false, on_control_ready, k}, NULL};
+    watch(&k->control, false);
+    return k;
+}
+
+void start_spare_keeper(void) {
+    struct launch nothing = {NULL, -1, -1, -1, -1};
+    struct keeper *k = fork_keeper(&nothing);
+    if (k) { /* without one the first exec forks its own */
+        k->next = spare;
+        spare = k;
+        spares++;
+    }
+}
+
+static bool send_exec(struct keeper *k, const struct frame *f, const struct launch *l) {
+    union {
+        struct cmsghdr head;
+        char space[CMSG_SPACE(3 * sizeof(int))];
+    } control = {0};
+    struct order o = {.kind = ORDER_EXEC};
+    struct iovec parts[2] = {{&o, sizeof o}, {f->payload, f->length}};
+    struct msghdr message = {.msg_iov = parts, .msg_iovlen = 2, .msg_control = &control, .msg_controllen = sizeof control};
+    struct cmsghdr *head = CMSG_FIRSTHDR(&message);
+    int three[3] = {l->in, l->out, l->err};
+    *head = (struct cmsghdr){.cmsg_len = CMSG_LEN(sizeof three), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS};
+    memcpy(CMSG_DATA(head), three, sizeof three);
+    return sendmsg(k->control.fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT) > 0;
+}
+
+static struct keeper *keeper_for(const struct frame *f, struct launch *l) {
+    while (spare && f->length <= ORDER_BYTES_MAX) {
+        struct keeper *k = spare;
+        if (send_exec(k, f, l)) {
+            spare = k->next;
+            spares--;
+            return k;
+        }
+        dismiss(k);
+    }
+    return fork_keeper(l);
+}
+
+static bool start(struct exec *e, const struct exec_request *r, const struct frame *f) {
+    struct launch l = {r, -1, -1, -1, -1};
+    bool made = e->terminal ? make_terminal(e, r, &l) : make_pipes(e, r, &l);
+    if (made && (e->keeper = keeper_for(f, &l)) != NULL)
+        e->keeper->exec = e;
     int error = errno;
     close_launch(&l);
     errno = error;
-    return made && e->keeper > 0;
+    return e->keeper != NULL;
 }
 
 static struct source source_of(struct exec *e, void (*on_ready)(struct source *)) {
@@ -353,16 +487,13 @@ void on_exec(const struct frame *f) {
     struct exec *e = must_alloc(sizeof *e);
     e->terminal = r.flags & EXEC_TERMINAL;
     e->credit = WINDOW_BYTES;
-    e->control = source_of(e, on_control_ready);
     e->out = source_of(e, on_output_ready);
     e->err = source_of(e, on_output_ready);
     e->in = source_of(e, on_input_ready);
     snprintf(e->name, sizeof e->name, "%s", r.argv[0]);
     snprintf(e->cwd, sizeof e->cwd, "%s", r.cwd);
     stream_add(&e->stream, f->stream, STREAM_EXEC);
-    if (start(e, &r)) {
-        remember_keeper(e->keeper);
-        watch(&e->control, false);
+    if (start(e, &r, f)) {
         watch(&e->out, false);
         watch(&e->err, false);
     } else {
@@ -378,8 +509,8 @@ void on_exec(const struct frame *f) {
 /* ---- frames of a running exec ---- */
 
 static void order(struct exec *e, struct order o) {
-    if (e->control.fd >= 0)
-        send(e->control.fd, &o, sizeof o, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (e->keeper)
+        send(e->keeper->control.fd, &o, sizeof o, MSG_NOSIGNAL | MSG_DONTWAIT);
 }
 
 static void take_credit(struct exec *e, uint32_t bytes) {

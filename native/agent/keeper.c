@@ -30,8 +30,9 @@ static struct {
     bool main_gone, started_told, killing, left, survivors, killed;
     int status;
     uint64_t begun_us, term_until_us, leftover_until_us, patience_until_us;
+    uint64_t user_us, system_us, peak_bytes;
     unsigned rounds;
-} k;
+} k; /* of the current exec */
 
 static void on_child(int number) { (void)number; }
 
@@ -114,31 +115,36 @@ static void tell(struct report *report) {
 
 static uint64_t micros(struct timeval t) { return (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_usec; }
 
-static _Noreturn void tell_end(void) {
-    struct rusage usage;
+static void tell_end(void) {
     struct report r = {.kind = REPORT_ENDED};
-    getrusage(RUSAGE_CHILDREN, &usage);
     r.how = WIFSIGNALED(k.status) ? EXIT_SIGNAL : EXIT_STATUS;
     r.value = (uint8_t)(WIFSIGNALED(k.status) ? WTERMSIG(k.status) : WEXITSTATUS(k.status));
     r.flags = (uint8_t)((k.left ? EXIT_LEFT_PROCESSES : 0) | (k.killed ? EXIT_KILLED : 0) |
                         (k.survivors ? EXIT_SURVIVORS : 0));
     r.wall_us = now_us() - k.begun_us;
-    r.user_us = micros(usage.ru_utime);
-    r.system_us = micros(usage.ru_stime);
-    r.peak_bytes = (uint64_t)usage.ru_maxrss * 1024;
+    r.user_us = k.user_us;
+    r.system_us = k.system_us;
+    r.peak_bytes = k.peak_bytes;
     tell(&r);
-    _exit(0);
+    if (r.flags)
+        _exit(0); /* a keeper that saw trouble does not serve again */
 }
 
 /* False when nobody is left. */
 static bool reap(void) {
     int status;
     pid_t pid;
-    while ((pid = waitpid(-1, &status, WNOHANG)) > 0)
+    struct rusage usage; /* of the child and of all that it reaped itself */
+    while ((pid = wait4(-1, &status, WNOHANG, &usage)) > 0) {
+        uint64_t peak = (uint64_t)usage.ru_maxrss * 1024;
+        k.user_us += micros(usage.ru_utime);
+        k.system_us += micros(usage.ru_stime);
+        k.peak_bytes = peak > k.peak_bytes ? peak : k.peak_bytes;
         if (pid == k.main) {
             k.main_gone = true;
             k.status = status;
         }
+    }
     return pid == 0;
 }
 
@@ -193,7 +199,7 @@ static uint64_t do_what_is_due(uint64_t now) {
             k.patience_until_us = now + KILL_PATIENCE_MS * 1000ULL;
         if (now >= k.patience_until_us) {
             k.survivors = true;
-            tell_end();
+            tell_end(); /* does not return */
         }
         kill_tree_round(getpid(), k.rounds++, NULL);
         next = now + (k.rounds < 20 ? 1000 : 20000);
@@ -209,7 +215,7 @@ static uint64_t do_what_is_due(uint64_t now) {
     return next == UINT64_MAX ? next : next - now;
 }
 
-static _Noreturn void keep(void) {
+static void keep(void) {
     sigset_t waiting;
     sigfillset(&waiting);
     sigdelset(&waiting, SIGCHLD);
@@ -225,15 +231,69 @@ static _Noreturn void keep(void) {
     tell_end();
 }
 
-static void take_descriptors(struct launch *l) {
-    if (dup2(l->in, 0) < 0 || dup2(l->out, 1) < 0 || dup2(l->err, 2) < 0 || dup3(l->control, CONTROL, O_CLOEXEC) < 0)
+static void run(const struct exec_request *request) {
+    static char stack[CHILD_STACK_BYTES] __attribute__((aligned(16)));
+    memset(&k, 0, sizeof k);
+    failed_errno = 0;
+    k.begun_us = now_us();
+    k.main = clone(command, stack + sizeof stack, CLONE_VM | CLONE_VFORK | SIGCHLD, (void *)request);
+    if (k.main < 0) {
+        failed_errno = errno;
+        failed_stage = STAGE_PROCESS;
+    }
+    for (int fd = 0; fd < CONTROL; fd++)
+        dup2(CONTROL, fd); /* the command's pipes are its own now; these numbers stay taken */
+    if (failed_errno) {
+        struct report r = {.kind = REPORT_NOT_STARTED, .error = failed_errno, .stage = (uint8_t)failed_stage};
+        if (k.main > 0)
+            waitpid(k.main, NULL, 0);
+        tell(&r);
+        return;
+    }
+    keep();
+}
+
+static void take_descriptors(int in, int out, int err) {
+    if (dup2(in, 0) < 0 || dup2(out, 1) < 0 || dup2(err, 2) < 0)
         _exit(1);
+}
+
+static void close_others(void) {
     if (syscall(SYS_close_range, CONTROL + 1, ~0U, 0) == 0)
         return;
     struct rlimit most; /* a kernel before 5.9 */
     getrlimit(RLIMIT_NOFILE, &most);
     for (int fd = CONTROL + 1; (rlim_t)fd < most.rlim_cur && fd < 1 << 20; fd++)
         close(fd);
+}
+
+/* The next exec, its descriptors in place. What else comes is about an exec that has ended already. */
+static void wait_order(struct frame *f) {
+    static uint8_t payload[ORDER_BYTES_MAX];
+    union {
+        struct cmsghdr head;
+        char space[CMSG_SPACE(3 * sizeof(int))];
+    } control;
+    struct order order = {0};
+    for (;;) {
+        struct iovec parts[2] = {{&order, sizeof order}, {payload, sizeof payload}};
+        struct msghdr message = {.msg_iov = parts, .msg_iovlen = 2, .msg_control = &control, .msg_controllen = sizeof control};
+        ssize_t n = recvmsg(CONTROL, &message, MSG_CMSG_CLOEXEC);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < (ssize_t)sizeof order)
+            _exit(0); /* the agent is gone or does not need us any more */
+        struct cmsghdr *head = CMSG_FIRSTHDR(&message);
+        if (order.kind != ORDER_EXEC || head == NULL)
+            continue;
+        int received[3];
+        memcpy(received, CMSG_DATA(head), sizeof received);
+        take_descriptors(received[0], received[1], received[2]);
+        for (int i = 0; i < 3; i++)
+            close(received[i]);
+        *f = (struct frame){T_EXEC, 0, (uint32_t)((size_t)n - sizeof order), payload};
+        return;
+    }
 }
 
 static void block_all(void) {
@@ -246,23 +306,22 @@ static void block_all(void) {
 }
 
 void keeper_main(struct launch *l) {
-    static char stack[CHILD_STACK_BYTES] __attribute__((aligned(16)));
-    take_descriptors(l);
+    if (l->request)
+        take_descriptors(l->in, l->out, l->err);
+    if (dup3(l->control, CONTROL, O_CLOEXEC) < 0)
+        _exit(1);
+    close_others();
     block_all();
     prctl(PR_SET_CHILD_SUBREAPER, 1);
-    k.begun_us = now_us();
-    k.main = clone(command, stack + sizeof stack, CLONE_VM | CLONE_VFORK | SIGCHLD, (void *)l->request);
-    if (k.main < 0) {
-        failed_errno = errno;
-        failed_stage = STAGE_PROCESS;
+    if (l->request)
+        run(l->request);
+    for (;;) {
+        struct frame f;
+        struct exec_request request;
+        wait_order(&f);
+        if (!decode_exec(&f, &request))
+            _exit(1); /* the agent has decoded it before: cannot be */
+        run(&request);
+        free_exec(&request);
     }
-    for (int fd = 0; fd < CONTROL; fd++)
-        close(fd);
-    if (failed_errno) {
-        struct report r = {.kind = REPORT_NOT_STARTED, .error = failed_errno, .stage = (uint8_t)failed_stage};
-        waitpid(k.main, NULL, 0);
-        tell(&r);
-        _exit(0);
-    }
-    keep();
 }

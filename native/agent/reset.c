@@ -101,18 +101,6 @@ const char *empty_folder(int folder) {
     }
 }
 
-/* Those whose exec has been told are at their _exit; nothing else may be our child. False: some are left. */
-static bool all_reaped(void) {
-    uint64_t until = now_us() + PATIENCE_US;
-    for (unsigned tries = 0;; tries++) {
-        reap_children();
-        if (keepers_unreaped() == 0 || now_us() > until)
-            break;
-        nanosleep(&(struct timespec){0, tries < 10 ? 20000 : 1000000}, NULL);
-    }
-    return waitpid(-1, NULL, WNOHANG) < 0 && errno == ECHILD;
-}
-
 static int kill_leftovers(void) {
     int most = 0;
     uint64_t until = now_us() + PATIENCE_US;
@@ -146,10 +134,13 @@ static bool has_ipc_objects(void) {
 
 void on_reset(const struct frame *f) {
     char left[512] = "";
+    reap_children();
     if (streams_open())
         snprintf(left, sizeof left, "%zu operations are running", streams_open());
-    else if (!all_reaped())
+    else if (!only_keepers_are_children())
         snprintf(left, sizeof left, "%d processes were left", kill_leftovers());
+    else if (!spare_keepers_run())
+        snprintf(left, sizeof left, "a keeper was stopped or killed");
     else if (getpid() == 1 && has_ipc_objects())
         snprintf(left, sizeof left, "System V objects were left");
     for (uint32_t i = 0; left[0] == 0 && i < settings.folders; i++) {

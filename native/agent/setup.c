@@ -160,5 +160,7 @@ void on_setup(const struct frame *f) {
     uint32_t head[3] = {PROTOCOL_VERSION, (uint32_t)getpid(), getpid() == 1 ? READY_IS_INIT : 0};
     send_sentence(T_READY, f->stream, head, sizeof head, notes);
     settings.ready = true;
+    link_flush();
+    start_spare_keeper(); /* off the first exec's way */
     free_setup(&s);
 }

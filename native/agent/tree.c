@@ -45,6 +45,13 @@ static bool read_process(const char *name, struct process *p) {
     return true;
 }
 
+char process_state(pid_t pid) {
+    char name[16];
+    struct process p;
+    snprintf(name, sizeof name, "%d", pid);
+    return read_process(name, &p) ? p.state : 0;
+}
+
 static bool list_processes(void) {
     DIR *proc = opendir("/proc");
     if (proc == NULL)
