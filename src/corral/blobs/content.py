@@ -82,8 +82,7 @@ async def write_file(
         OSError: it cannot be read.
         and what ``BlobWriter.write`` raises.
     """
-    file = await asyncio.to_thread(open, path, "rb", 0)
-    with file:
+    with _open(path) as file:  # not in a thread: a cancelled open would leave its descriptor to nobody
         digest = await asyncio.to_thread(_digest_of_file, file, function)
         file.seek(0)
         await store.write(tenant, digest, file_pieces(file))
@@ -129,6 +128,10 @@ async def write_stream(
 def _take(spool: IO[bytes], digester: Digester, piece: bytes) -> None:
     digester.update(piece)
     spool.write(piece)
+
+
+def _open(path: Path) -> IO[bytes]:
+    return path.open("rb", buffering=0)
 
 
 def _digest_of_file(file: IO[bytes], function: HashFunction) -> Digest:

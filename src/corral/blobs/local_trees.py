@@ -146,7 +146,7 @@ async def _upload_missing(store: BlobStore, tenant: str, files: list[_LocalFile]
 
 async def _upload_file(store: BlobStore, tenant: str, file: _LocalFile) -> None:
     with _readable(file.path):
-        opened = await asyncio.to_thread(_open_regular, file.path)
+        opened = _open_regular(file.path)  # not in a thread: a cancelled open would leave its descriptor to nobody
     with opened:
         try:
             await store.write(tenant, file.digest, file_pieces(opened))
@@ -188,8 +188,7 @@ async def _write_file(store: BlobReader, tenant: str, node: TreeNode, digest: Di
         data = await read_bytes(store, tenant, digest, bytes_max=PIECE_BYTES)
         await asyncio.to_thread(_create_with, path, mode, data)
         return
-    file = await asyncio.to_thread(_create, path, mode)
-    with file:
+    with _create(path, mode) as file:  # not in a thread, for the same reason
         async with aclosing(store.read(tenant, digest)) as pieces:
             async for piece in pieces:
                 await asyncio.to_thread(_write_whole, file, piece)
@@ -231,18 +230,18 @@ def _prepare(into: Path) -> bool:
     try:
         into.mkdir(mode=0o755, parents=True)
     except FileExistsError:
-        if not into.is_dir() or any(os.scandir(into)):
+        if not into.is_dir() or os.listdir(into):
             raise InvalidSpec(f'"{into}" is not an empty directory', field="path", path=str(into)) from None
         return False
     return True
 
 
 def _remove(into: Path, *, keep_top: bool) -> None:
-    for entry in list(os.scandir(into)):
-        if entry.is_dir(follow_symlinks=False):
-            shutil.rmtree(entry.path)
+    for path in list(into.iterdir()):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
         else:
-            os.unlink(entry.path)
+            path.unlink()
     if not keep_top:
         into.rmdir()
 

@@ -75,7 +75,7 @@ def decode_directory(data: bytes) -> Directory:
     """Read a canonical encoding, and only that. Raises InvalidSpec."""
     try:
         directory = msgspec.json.decode(data, type=Directory)
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:  # ValueError: a key that is not UTF-8
         raise InvalidSpec(f"this blob is not a directory of a tree: {error}", field="tree") from error
     if encode_directory(directory) != data:
         raise InvalidSpec("this blob is not a directory of a tree: its encoding is not canonical", field="tree")

@@ -78,9 +78,9 @@ def incoming_name(tenant: str, size_bytes: int, number: int) -> str:
 def incoming_sizes(layout: DiskLayout) -> list[tuple[str, int]]:
     """Tenant and announced size of every half-written file of every process."""
     sizes = []
-    for folder in os.scandir(layout.incoming):
+    for folder in layout.incoming.iterdir():
         try:
-            names = os.listdir(folder.path)
+            names = os.listdir(folder)
         except (FileNotFoundError, NotADirectoryError):
             continue
         sizes += [reserved for name in names if (reserved := reservation_of(name)) is not None]

@@ -45,7 +45,7 @@ class DiskFiles:
         forgotten."""
         self.layout.create()
         with self._locked(fcntl.LOCK_EX):
-            forgotten = sum(self._forget_dead(Path(entry.path)) for entry in os.scandir(self.layout.incoming))
+            forgotten = sum(map(self._forget_dead, list(self.layout.incoming.iterdir())))
             self._incoming = tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=self.layout.incoming)
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
             self._own_lock = os.open(f"{self._incoming}/{_OWN_LOCK}", flags, 0o600)

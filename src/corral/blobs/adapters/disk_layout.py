@@ -58,7 +58,7 @@ class DiskLayout:
 
     def tenants(self) -> list[str]:
         """Every tenant that ever stored something."""
-        return sorted(entry.name for entry in os.scandir(self.blobs) if entry.is_dir(follow_symlinks=False))
+        return sorted(os.listdir(self.blobs))
 
     def scan(self, tenant: str) -> Iterator[tuple[str, os.stat_result]]:
         """Path and status of every blob of a tenant; blobs may come and go meanwhile."""
