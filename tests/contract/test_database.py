@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy import func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from corral.database.batch import ManyRows, execute_batches
 from corral.database.engine import Database
 from corral.database.limits import DatabaseLimits
 from corral.database.statements import insert_new
@@ -254,3 +255,20 @@ async def test_many_writers_of_one_row_lose_no_update(database: Database) -> Non
 
 async def test_it_answers(database: Database) -> None:
     await database.wait_answering()
+
+
+async def test_batches_of_rows_are_part_of_the_write_that_sends_them(database: Database) -> None:
+    many = ManyRows(insert(idempotency_keys), list(row("a")))
+
+    async def add(connection: AsyncConnection, *names: str, then: BaseException | None = None) -> None:
+        await execute_batches(connection, [(many, [row(name) for name in names]), (many, [])])
+        if then is not None:
+            raise then
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(database.write(lambda c: add(c, "a", "b")))
+        failed = group.create_task(failure(database.write(lambda c: add(c, "c", then=KeyError("undone")))))
+        taken = group.create_task(failure(database.write(lambda c: add(c, "d", "a"))))
+
+    assert await database.read(keys) == ["a", "b"]
+    assert (type(failed.result()), type(taken.result())) == (KeyError, Conflict)

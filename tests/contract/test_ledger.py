@@ -210,3 +210,28 @@ async def test_old_events_and_rows_are_forgotten_by_age(database: Database) -> N
         assert await ledger.forget_old() == 0
         assert [row.run for row in await ledger.runs_of_task("acme", "task_a")] == [1]
         assert len(await ledger.audit_page(None, Page())) == len(await ledger.security_page(None, Page())) == 1
+
+
+async def test_an_open_ledger_forgets_by_itself(database: Database) -> None:
+    now_s = SystemClock().now_s()
+    await added(database, audit_row(resolved_s=now_s - 2000), audit_row(run=1, resolved_s=now_s))
+    limits = LedgerLimits(keep_s=1000.0, forget_every_s=0.01)
+
+    async with Ledger.open(database, SystemClock(), limits, ROWS, EVENTS) as ledger:
+        while len(await ledger.audit_page(None, Page())) > 1:
+            pass
+
+        assert [row.run for row in await ledger.runs_of_task("acme", "task_a")] == [1]
+
+
+async def test_a_database_that_never_answers_again_does_not_hold_up_the_end(sqlite_url: str) -> None:
+    class Failing(SqlSecurityEvents):
+        async def add(self, connection: AsyncConnection, events: Sequence[SecurityEvent]) -> None:
+            raise StoreUnavailable("injected")
+
+    limits = LedgerLimits(close_s=0.5)
+    async with Database.open(sqlite_url) as database:
+        async with asyncio.timeout(20), Ledger.open(database, SystemClock(), limits, ROWS, Failing()) as ledger:
+            ledger.record_nowait(refusal())
+
+        assert await database.read(lambda c: EVENTS.page(c, None, Page())) == []

@@ -12,6 +12,7 @@ class LedgerLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         flush_s: how long an event waits for others to be written with.
         close_s: how long the last events may take when the process ends.
         keep_s: how long audit rows and security events are kept.
+        forget_every_s: how often older ones are looked for.
     """
 
     events_waiting: int = 10_000
@@ -19,6 +20,7 @@ class LedgerLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     flush_s: float = 0.2
     close_s: float = 5.0
     keep_s: float = 400 * 86_400.0
+    forget_every_s: float = 600.0
 
     def __post_init__(self) -> None:
         for name in ("events_waiting", "batch"):
@@ -27,3 +29,5 @@ class LedgerLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         for name in ("flush_s", "close_s", "keep_s"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative")
+        if self.forget_every_s <= 0:
+            raise ValueError("forget_every_s must be above 0")

@@ -15,7 +15,7 @@ import structlog
 
 from corral.database.engine import Database
 from corral.kernel.clock import Clock
-from corral.kernel.concurrency import background
+from corral.kernel.concurrency import background, finish
 from corral.kernel.errors import CorralError
 from corral.ledger.limits import LedgerLimits
 from corral.ledger.machine import cleaned
@@ -49,15 +49,19 @@ class Ledger:
     async def open(
         cls, database: Database, clock: Clock, limits: LedgerLimits, rows: AuditRows, events: SecurityEvents
     ) -> "AsyncIterator[Ledger]":
-        """Start writing; at the end, what still waits is written within ``close_s``."""
+        """Start writing and forgetting; at the end, what still waits is written within ``close_s``."""
         ledger = cls(database, clock, limits, rows, events)
-        async with background(ledger._write_forever(), name="security-events") as writing:
+        async with (
+            background(ledger._forget_forever(), name="ledger-forget"),
+            background(ledger._write_forever(), name="security-events") as writing,
+        ):
             try:
                 yield ledger
             finally:
                 ledger._closing = True
                 ledger._arrived.set()
-                await asyncio.wait({writing}, timeout=limits.close_s)
+                with suppress(TimeoutError):  # what is not written by then stands in the log
+                    await finish(_ended(writing), within_s=limits.close_s)
 
     def record_nowait(self, event: SecurityEvent) -> None:
         """Log the event and queue it for the database; never waits, never raises."""
@@ -117,6 +121,15 @@ class Ledger:
             else:
                 pause_s = self._limits.flush_s
 
+    async def _forget_forever(self) -> None:
+        while True:
+            await asyncio.sleep(self._limits.forget_every_s)
+            try:
+                while await self.forget_old():
+                    pass  # in bounded steps, so that other writes come in between
+            except CorralError as error:
+                _log.error("ledger-not-tidied", code=error.code, error=str(error))
+
     async def _wait_arrived(self) -> None:
         await self._arrived.wait()
         self._arrived.clear()
@@ -148,3 +161,7 @@ def _told_of_dropped(count: int, now_s: float) -> SecurityEvent:
         reason=f"{count} security events came faster than the database took them; they stand in the process's log only",
         facts={"count": count},
     )
+
+
+async def _ended(task: "asyncio.Task[None]") -> None:
+    await asyncio.wait({task})
