@@ -1,6 +1,7 @@
 """From a tree of untyped values to frozen sections, with all mistakes listed at once.
 
-Sizes and durations are read by the suffix of their field: ``*_bytes`` takes "2GB", ``*_s`` takes "10m".
+Sizes and durations are read by the suffix of their field: ``*_bytes`` (and ``*_bytes_max``) takes "2GB",
+``*_s`` takes "10m".
 Sections are msgspec Structs or frozen dataclasses; nothing here knows which sections there are.
 """
 
@@ -125,6 +126,11 @@ def merge(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def is_size(name: str) -> bool:
+    """Tell whether a field of this name holds bytes: ``blob_bytes``, ``log_bytes_max``."""
+    return name.endswith(("_bytes", "_bytes_max"))
+
+
 def nearest(key: str, known: typing.Iterable[str]) -> str:
     """The known key that ``key`` was probably meant to be, or ""."""
     matches = difflib.get_close_matches(key, list(known), n=1, cutoff=0.6)
@@ -235,7 +241,7 @@ def _decode_sequence(kind: Any, value: Any, at: str, mistakes: Mistakes) -> Any:
 def _decode_scalar(kind: Any, value: Any, at: str, mistakes: Mistakes) -> Any:
     field = at.rpartition(".")[2]
     try:
-        if field.endswith("_bytes") and kind is int and not isinstance(value, bool):
+        if is_size(field) and kind is int and not isinstance(value, bool):
             return parse_size(value, field=at)
         if field.endswith("_s") and kind in (float, int) and not isinstance(value, bool):
             return kind(parse_duration_s(value, field=at))

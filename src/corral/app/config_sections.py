@@ -16,8 +16,11 @@ from corral.fleet.model import FleetConfig
 from corral.kernel.errors import InvalidSpec
 from corral.ledger.limits import LedgerLimits
 from corral.sandboxes.pool_model import PoolConfig
+from corral.sandboxes.runtimes.registry import RuntimesConfig
 from corral.tasks.limits import QueueLimits
 from corral.tasks.logs import LogConfig
+from corral.tasks.plugins.artifacts import ArtifactsConfig
+from corral.tasks.plugins.cache import CacheConfig
 from corral.tasks.plugins.env import EnvConfig
 from corral.tasks.plugins.livelog import LiveLogConfig
 from corral.tasks.plugins.maxruntime import MaxRunTimeConfig
@@ -81,12 +84,16 @@ class PluginsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Settings of the worker's plugins, one section each.
 
     Attributes:
+        artifacts: bounds of what a run may leave.
+        cache: the budget of caches.
         env: variables for every task.
         livelog: how logs travel.
         maxruntime: how long commands may run.
         watchdog: when a worker that does nothing is stopped.
     """
 
+    artifacts: ArtifactsConfig = ArtifactsConfig()
+    cache: CacheConfig = CacheConfig()
     env: EnvConfig = EnvConfig()
     livelog: LiveLogConfig = LiveLogConfig()
     maxruntime: MaxRunTimeConfig = MaxRunTimeConfig()
@@ -145,6 +152,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         join: how the worker finds and joins the fleet.
         worker: the worker's claim and lease loops.
         runs: policy and bounds for runs.
+        runtimes: kinds of isolation that the worker offers.
         pool: warm sandboxes.
         plugins: features of the task life cycle.
         queue: what the queue accepts and how long it waits.
@@ -165,6 +173,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     join: JoinConfig = JoinConfig()
     worker: WorkerConfig = WorkerConfig()
     runs: RunConfig = RunConfig()
+    runtimes: RuntimesConfig = RuntimesConfig()
     pool: PoolConfig = PoolConfig()
     plugins: PluginsConfig = PluginsConfig()
     queue: QueueLimits = QueueLimits()
@@ -202,6 +211,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             )
         if self.scheduler.http_limits.batch_tasks > self.queue.submit_tasks:
             found.append("scheduler.http_limits.batch_tasks must not exceed queue.submit_tasks")
+        if self.runs.runtime and self.runs.runtime not in self.runtimes.names:
+            offered = ", ".join(self.runtimes.names)
+            found.append(f'runs.runtime "{self.runs.runtime}" is not in runtimes.names ({offered})')
         if self.pool.max < self.worker.slots:
             found.append(f"pool.max ({self.pool.max}) must be at least worker.slots ({self.worker.slots})")
         return found

@@ -1,4 +1,4 @@
-"""``python -m corral.app.config_show``: the whole configuration, checked, as TOML."""
+"""``corral.app.launch config_show``: the whole configuration, checked, as TOML."""
 
 import sys
 
@@ -15,7 +15,3 @@ def main() -> int:
         return tell(error)
     sys.stdout.write(config_as_toml(config))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -8,8 +8,17 @@ from typing import Any, Final
 import msgspec
 import structlog
 
-from corral.client.fleet import AuditPage, SecurityEventPage
-from corral.client.model import ArtifactList, RunArtifact, RunView, TaskPage, TaskView, Why, WorkerView
+from corral.client.model import (
+    ArtifactList,
+    AuditPage,
+    RunArtifact,
+    RunView,
+    SecurityEventPage,
+    TaskPage,
+    TaskView,
+    Why,
+    WorkerView,
+)
 from corral.doors.rest.services import Caller
 from corral.fleet.service import Fleet, Worker
 from corral.kernel.clock import Clock

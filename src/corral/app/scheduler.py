@@ -235,13 +235,9 @@ def _joined(host: str, port: int) -> str:
 
 
 def main() -> int:
-    """``python -m corral.app.scheduler``."""
+    """``corral.app.launch scheduler``."""
     try:
         config, _ = read_arguments("scheduler")
     except CorralError as error:
         return tell(error)
     return run_process(partial(serve, config))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -80,7 +80,15 @@ class Child:
             await asyncio.sleep(decision.pause_s)
 
     async def _run_once(self, on_line: OnLine | None) -> int:
-        command = [sys.executable, "-m", f"corral.app.{self.role}", "--parent", str(os.getpid()), *self._arguments()]
+        command = [
+            sys.executable,
+            "-m",
+            "corral.app.launch",
+            self.role,
+            "--parent",
+            str(os.getpid()),
+            *self._arguments(),
+        ]
         self._process = process = await asyncio.create_subprocess_exec(
             *command,
             env={**os.environ, **self._environment()},
@@ -237,7 +245,7 @@ async def supervise(config: Config, passed_on: Sequence[str], ready_file: str, s
 
 
 def main() -> int:
-    """``python -m corral.app.up``."""
+    """``corral.app.launch up``."""
     try:
         config, arguments = read_arguments("up", "--ready-file")
     except CorralError as error:
@@ -246,7 +254,3 @@ def main() -> int:
     for override in arguments.overrides:
         passed_on += ["--set", override]
     return run_process(partial(supervise, config, passed_on, arguments.ready_file))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -16,6 +16,9 @@ from corral.cli.lazy import Verb, lazy_app
 from corral.cli.output import note
 from corral.kernel.errors import CallerError, CorralError, InvalidSpec, SchedulerUnavailable
 
+# httpx imports its own command line when it can, which costs every command of ours a tenth of a second.
+sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]
+
 FAILED: Final = 1
 USAGE: Final = 2
 UNREACHABLE: Final = 3

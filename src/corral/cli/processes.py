@@ -27,8 +27,8 @@ def start(
     overrides: list[str] | None = None,
     extra: Mapping[str, str] | None = None,
 ) -> NoReturn:
-    """Become ``python -m corral.app.<role>``; ``flags`` are configuration keys, "" means "not given"."""
-    arguments = [sys.executable, "-m", f"corral.app.{role}"]
+    """Become ``python -m corral.app.launch ROLE``; ``flags`` are configuration keys, "" means "not given"."""
+    arguments = [sys.executable, "-m", "corral.app.launch", role]
     if config:
         arguments += ["--config", config]
     for name, value in (extra or {}).items():

@@ -9,10 +9,14 @@
         done = await corral.tasks.wait(task.id)
 """
 
-from corral.client.corral import Corral
+from typing import TYPE_CHECKING, Any
+
 from corral.client.model import RunArtifact, RunView, StoryEvent, TaskView, Why, WorkerView
-from corral.client.upload import Progress
 from corral.tasks.model import Artifact, ArtifactKind, Phase, Priority, Reason, Requires, TaskDefinition
+
+if TYPE_CHECKING:
+    from corral.client.corral import Corral
+    from corral.client.upload import Progress
 
 __all__ = [
     "Artifact",
@@ -31,3 +35,16 @@ __all__ = [
     "Why",
     "WorkerView",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Load what needs an HTTP library when it is used: the scheduler imports this package for its nouns only."""
+    if name == "Corral":
+        from corral.client.corral import Corral  # noqa: PLC0415
+
+        return Corral
+    if name == "Progress":
+        from corral.client.upload import Progress  # noqa: PLC0415
+
+        return Progress
+    raise AttributeError(name)

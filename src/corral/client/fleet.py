@@ -1,25 +1,7 @@
 """Workers, the scheduler itself, and its records, over REST."""
 
-from typing import Any
-
-import msgspec
-
 from corral.client.connection import Connection
-from corral.client.model import Version, WorkerList, WorkerView
-
-
-class AuditPage(msgspec.Struct, frozen=True, kw_only=True):
-    """A page of audit rows, newest first: one row per run."""
-
-    rows: tuple[dict[str, Any], ...]
-    next: str = ""
-
-
-class SecurityEventPage(msgspec.Struct, frozen=True, kw_only=True):
-    """A page of security events, newest first: one per refusal."""
-
-    events: tuple[dict[str, Any], ...]
-    next: str = ""
+from corral.client.model import AuditPage, SecurityEventPage, Version, WorkerList, WorkerView
 
 
 class Workers:

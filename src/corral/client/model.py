@@ -154,6 +154,20 @@ class WorkerList(msgspec.Struct, frozen=True, kw_only=True):
     workers: tuple[WorkerView, ...]
 
 
+class AuditPage(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of audit rows, newest first: one row per run."""
+
+    rows: tuple[dict[str, Any], ...]
+    next: str = ""
+
+
+class SecurityEventPage(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of security events, newest first: one per refusal."""
+
+    events: tuple[dict[str, Any], ...]
+    next: str = ""
+
+
 class Digests(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A list of digests, ``b3:<hex>-<size>``."""
 

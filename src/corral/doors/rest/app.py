@@ -5,7 +5,7 @@ from litestar.config.app import AppConfig
 from litestar.di import Provide
 from litestar.exceptions import HTTPException
 from litestar.openapi import OpenAPIConfig
-from litestar.openapi.plugins import JsonRenderPlugin, YamlRenderPlugin
+from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme, Tag
 
 from corral import __version__
@@ -69,7 +69,7 @@ def build_rest(services: Services) -> Litestar:
             description=_DESCRIPTION,
             path="/schema",
             use_handler_docstrings=True,
-            render_plugins=[JsonRenderPlugin(path=["/", "/openapi.json"]), YamlRenderPlugin(path="/openapi.yaml")],
+            render_plugins=[JsonRenderPlugin(path=["/", "/openapi.json"])],
             components=Components(
                 security_schemes={"token": SecurityScheme(type="http", scheme="bearer", description="A tenant's token")}
             ),

@@ -4,7 +4,7 @@ from typing import Any
 
 from litestar import Controller, Request, get
 
-from corral.client.fleet import AuditPage, SecurityEventPage
+from corral.client.model import AuditPage, SecurityEventPage
 from corral.doors.rest.entrance import must_be_admin
 from corral.doors.rest.services import Caller, Services
 from corral.doors.rest.tasks import After, Limit, page_rows

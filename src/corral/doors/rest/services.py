@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from corral.blobs.ports import BlobStore
-from corral.client.fleet import AuditPage, SecurityEventPage
-from corral.client.model import ArtifactList, RunView, TaskPage, TaskView, Why, WorkerView
+from corral.client.model import ArtifactList, AuditPage, RunView, SecurityEventPage, TaskPage, TaskView, Why, WorkerView
 from corral.kernel.clock import Clock
 from corral.kernel.errors import CapacityError
 from corral.tasks.model import TaskDefinition, TaskEvent
