@@ -74,7 +74,7 @@ def belongings() -> dict[str, int | set[str]]:
     children = {
         child for task in os.scandir("/proc/self/task") for child in Path(task.path, "children").read_text().split()
     }
-    temporary = {name for name in os.listdir("/tmp") if "corral" in name and "pytest" not in name}
+    temporary = {name for name in os.listdir("/tmp") if name.startswith("corral-") and f"-{os.getpid()}-" in name}
     groups = {
         path for root in ("memory", "pids", "cpu", "unified", ".") for path in _groups(Path("/sys/fs/cgroup", root))
     }

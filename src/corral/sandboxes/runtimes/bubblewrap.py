@@ -154,7 +154,7 @@ def _place_of_root(home: Home, user: tuple[int, int] | None) -> Path:
     place = home.directory / "root"
     if user is None or reachable(place, uid=user[0], gid=user[1]):
         return place
-    public = Path(tempfile.mkdtemp(prefix="corral-root-"))
+    public = Path(tempfile.mkdtemp(prefix=f"corral-root-{os.getpid()}-"))
     home.adopt(public)
     return public
 

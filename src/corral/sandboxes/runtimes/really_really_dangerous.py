@@ -3,13 +3,11 @@
 What it still does: nothing of the worker's environment or descriptors is inherited; every box has its own folder
 that stands for /work (in working directories, file paths and environment values, not inside arguments); every
 descendant is killed when an exec or the box ends; groups limit memory, processes and CPU where they can be made.
-What it gives up is written to the log whenever it is opened, and it must be named exactly.
+What it gives up (``GIVEN_UP``) is written to the log whenever a worker opens it, and it must be named exactly.
 """
 
 import resource
 from typing import Final
-
-import structlog
 
 from corral.kernel.errors import InvalidSpec
 from corral.sandboxes.link import ResourceLimit, Setup, agent_path
@@ -23,8 +21,6 @@ GIVEN_UP: Final = (
     "no isolation: commands run on this host as the user of the worker, read and write every file that he can, "
     "see and signal his processes, use the network, and are not bounded in disk space"
 )
-
-_log = structlog.get_logger(__name__)
 
 
 class ReallyReallyDangerousRuntime:
@@ -45,7 +41,6 @@ class ReallyReallyDangerousRuntime:
             memory_limit="memory" in hard,
             process_limit="pids" in hard,
         )
-        _log.warning("really-really-dangerous", gives_up=GIVEN_UP)
 
     async def start(self, spec: SandboxSpec) -> Box:
         if spec.root:

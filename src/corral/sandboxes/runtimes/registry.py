@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import Final, Protocol
 
 import msgspec
+import structlog
 
 from corral.kernel.errors import InvalidSpec
 from corral.sandboxes.cgroups import Cgroups
 from corral.sandboxes.ports import Runtime
+from corral.sandboxes.runtimes import really_really_dangerous
 from corral.sandboxes.runtimes.bubblewrap import BubblewrapRuntime, HostUser
 from corral.sandboxes.runtimes.home import Home
 from corral.sandboxes.runtimes.really_really_dangerous import ReallyReallyDangerousRuntime
+
+_log = structlog.get_logger(__name__)
 
 
 class RuntimesConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -101,5 +105,7 @@ def open_runtimes(
         home = stack.enter_context(Home(directory, cgroups=cgroups))
         opened: dict[str, Runtime] = {}
         for name in dict.fromkeys(config.names):
+            if name == really_really_dangerous.NAME:
+                _log.warning("really-really-dangerous", gives_up=really_really_dangerous.GIVEN_UP)
             opened[name] = stack.enter_context(closing(KNOWN[name](home, config)))
         yield opened
