@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,6 +117,7 @@ async def a_world(
             plugins=plugins,
             schema=PayloadSchema.of(plugins),
             config=run or RunConfig(size=SIZE),
+            runtime="bubblewrap",
             new_incident=lambda: new_id("inc", now_s=clock.now_s()),
         )
         loops = Worker(source, services, worker or WorkerConfig(slots=4, tick_s=0.05, retry_s=0.01))
@@ -277,7 +278,8 @@ async def test_an_input_that_is_not_in_the_store_is_named(world: World) -> None:
 
 async def test_artifacts_of_every_type_are_kept_with_their_content(world: World) -> None:
     resolved, _ = await world.shell(
-        "mkdir -p out/sub; echo one >out/a.txt; echo two >out/sub/b.txt; ln -s /etc/passwd out/leak; ln -s a.txt out/in",
+        "mkdir -p out/sub; echo one >out/a.txt; echo two >out/sub/b.txt;"
+        " ln -s /etc/passwd out/leak; ln -s a.txt out/in",
         artifacts=[
             {"path": "out/a.txt", "name": "first.txt"},
             {"path": "out", "type": "directory", "name": "all"},
@@ -333,9 +335,7 @@ async def test_a_symlink_as_artifact_never_reads_what_it_points_to(world: World)
 
 
 async def test_a_run_is_killed_after_its_max_run_time_and_still_leaves_its_artifacts(world: World) -> None:
-    resolved, log = await world.shell(
-        "echo partial >out; sleep 600", max_run_time="300ms", artifacts=[{"path": "out"}]
-    )
+    resolved, log = await world.shell("echo partial >out; sleep 600", max_run_time="300ms", artifacts=[{"path": "out"}])
 
     assert (resolved.phase, resolved.end) == (Phase.FAILED, "timed-out")
     assert "max_run_time" in log
@@ -392,9 +392,7 @@ async def test_a_huge_line_and_bytes_that_are_no_text_pass_unchanged(world: Worl
 async def test_the_log_is_readable_while_the_command_still_runs(world: World) -> None:
     ref = await world.start("echo early; sleep 600")
 
-    async with asyncio.timeout(10):
-        while world.sink.text(ref) != "early\n":
-            await asyncio.sleep(0.01)
+    await eventually(lambda: world.sink.text(ref) == "early\n")
     world.worker.cancel([ref])
 
     assert ref not in world.sink.closed
@@ -415,13 +413,12 @@ async def test_a_cancel_kills_the_process_tree_within_a_second_and_tells_the_que
     began = loop.time()
 
     world.worker.cancel([ref])
-    while ref in world.worker.runs:
-        await asyncio.sleep(0.005)
+    await eventually(lambda: ref not in world.worker.runs)
 
     assert loop.time() - began < 1.0
     assert world.source.held[ref.task_id].resolved is None
-    assert await processes_with("sleep\x00602") == []
-    assert await processes_with("sleep\x00601") == []
+    assert processes_with("sleep\x00602") == []
+    assert processes_with("sleep\x00601") == []
     assert world.worker.statistics().aborted == 1
 
 
@@ -429,9 +426,7 @@ async def test_a_run_whose_lease_was_taken_away_is_aborted_at_the_next_renewal(t
     async with a_world(tmp_path, lease_s=0.6) as world:
         ref = await world.start("sleep 600")
         await world.source.lose(ref)
-        async with asyncio.timeout(5):
-            while ref in world.worker.runs:
-                await asyncio.sleep(0.01)
+        await eventually(lambda: ref not in world.worker.runs)
 
         assert world.worker.statistics().leases_lost == 1
         assert world.source.held[ref.task_id].resolved is None
@@ -441,9 +436,7 @@ async def test_a_worker_that_is_cut_off_aborts_its_runs_when_their_leases_end(tm
     async with a_world(tmp_path, lease_s=0.6) as world:
         ref = await world.start("sleep 600")
         world.source.down = True
-        async with asyncio.timeout(5):
-            while ref in world.worker.runs:
-                await asyncio.sleep(0.01)
+        await eventually(lambda: ref not in world.worker.runs)
 
         assert world.worker.statistics().leases_lost == 1
         assert world.worker.statistics().slots_free == 4
@@ -459,9 +452,7 @@ async def test_leases_are_renewed_for_as_long_as_the_command_runs(tmp_path: Path
 async def test_a_report_is_told_again_until_the_scheduler_answers(world: World) -> None:
     ref = await world.start("sleep 0.2")
     world.source.down = True
-    async with asyncio.timeout(10):
-        while world.worker.statistics().executing:
-            await asyncio.sleep(0.01)
+    await eventually(lambda: world.worker.statistics().executing == 0)
     world.source.down = False
 
     resolved = await world.source.wait_resolved(ref)
@@ -509,7 +500,9 @@ async def test_claims_never_exceed_the_free_slots(world: World) -> None:
 
 async def test_a_named_cache_comes_back_and_belongs_to_its_tenant_alone(world: World) -> None:
     caches = [{"name": "objects", "path": "cache"}]
-    script = "cat cache/count 2>/dev/null || echo none; mkdir -p cache/d; echo kept >cache/count; ln -sf count cache/d/l"
+    script = (
+        "cat cache/count 2>/dev/null || echo none; mkdir -p cache/d; echo kept >cache/count; ln -sf count cache/d/l"
+    )
 
     _, first = await world.shell(script, caches=caches)
     failed, second = await world.shell(f"{script}; exit 1", caches=caches)
@@ -537,9 +530,7 @@ async def test_a_canceled_run_leaves_the_old_content_of_its_cache(world: World) 
     await world.shell("mkdir -p cache; echo old >cache/x", caches=caches)
     ref = await world.start("echo new >cache/x; sleep 600", caches=caches)
     world.worker.cancel([ref])
-    async with asyncio.timeout(5):
-        while ref in world.worker.runs:
-            await asyncio.sleep(0.01)
+    await eventually(lambda: ref not in world.worker.runs)
 
     _, log = await world.shell("cat cache/x", caches=caches)
 
@@ -551,9 +542,7 @@ async def test_caches_over_the_budget_are_evicted_between_runs_the_oldest_first(
         caches = [{"name": name, "path": "cache"}]
         await world.shell("mkdir -p cache; head -c 700000 /dev/urandom >cache/big", caches=caches)
 
-    async with asyncio.timeout(5):
-        while len(world.cache.shelf.instances) != 1:
-            await asyncio.sleep(0.01)
+    await eventually(lambda: len(world.cache.shelf.instances) == 1)
 
     assert [instance.name for instance in world.cache.shelf.instances] == ["new"]
 
@@ -604,9 +593,7 @@ async def test_a_slow_log_store_holds_the_command_back_instead_of_filling_the_me
     async with a_world(tmp_path, livelog=LiveLogConfig(buffer_bytes=256 * 1024)) as world:
         world.sink.gate.clear()
         ref = await world.start("head -c 30000000 /dev/zero; echo end")
-        async with asyncio.timeout(10):
-            while world.sink.appends == 0:
-                await asyncio.sleep(0.01)
+        await eventually(lambda: world.sink.appends > 0)
         assert ref in world.worker.runs
         assert world.source.held[ref.task_id].resolved is None
         world.sink.gate.set()
@@ -617,7 +604,14 @@ async def test_a_slow_log_store_holds_the_command_back_instead_of_filling_the_me
     assert resolved.log_bytes == 30_000_004
 
 
-async def processes_with(words: str) -> list[int]:
+async def eventually(condition: Callable[[], bool], *, within_s: float = 10.0) -> None:
+    """Until the condition holds. Raises TimeoutError."""
+    async with asyncio.timeout(within_s):
+        while not condition():  # noqa: ASYNC110 (the world is another process's as well: there is nothing to wait on)
+            await asyncio.sleep(0.005)
+
+
+def processes_with(words: str) -> list[int]:
     """Processes of this machine whose command line contains ``words``."""
     found = []
     for entry in Path("/proc").iterdir():

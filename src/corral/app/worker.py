@@ -25,6 +25,7 @@ from corral.app.config_sections import Config
 from corral.app.datadir import locked_directory
 from corral.app.start import configure_logging, read_arguments, run_process, tell
 from corral.blobs.service import keep_clean, open_store
+from corral.fleet.adapters.blobs import SchedulerBlobs
 from corral.fleet.adapters.grpc_link import SchedulerLink
 from corral.fleet.model import Capacity, DesiredState, Registration, WorkerState
 from corral.kernel.clock import Clock, SystemClock
@@ -49,6 +50,7 @@ from corral.tasks.run import RunServices
 from corral.tasks.worker import Worker, WorkerStopped
 
 _log = structlog.get_logger("corral.worker")
+_TIER_S: Final = 300.0
 _SUPERVISED_PART: Final = 0.6  # of the time that a supervisor gives: the rest is for the stop itself
 
 
@@ -105,8 +107,10 @@ async def running_worker(config: Config) -> AsyncIterator[Worker]:
         )
         wiring = _Wiring(config, _registration(config, runtimes))
         wiring.pools = pools
+        shared = (data / "scheduler.lock").exists()  # then its disk tier is ours, and it does the cleaning
+        last = () if shared else (Tier(name="scheduler", store=SchedulerBlobs(wiring.link), deadline_s=_TIER_S),)
         blobs = await stack.enter_async_context(
-            open_store(config.blobs, data_dir=data, quota_bytes=partial(_quota_bytes, config), clock=clock)
+            open_store(config.blobs, data_dir=data, quota_bytes=partial(_quota_bytes, config), last=last, clock=clock)
         )
         sink = GrpcLogSink(wiring.link)
         plugins = make_plugins(config, sink=sink, spool=spool, clock=clock)
@@ -124,7 +128,8 @@ async def running_worker(config: Config) -> AsyncIterator[Worker]:
             GrpcTaskSource(wiring.link), services, config.worker, on_change=wiring.link.state_changed
         )
         loops: list[Coroutine[Any, Any, Any]] = [wiring.link.run(), sink.run()]
-        loops += [keep_clean(janitor, clock, config.blobs.clean_every_s) for janitor in blobs.janitors]
+        if not shared:
+            loops += [keep_clean(janitor, clock, config.blobs.clean_every_s) for janitor in blobs.janitors]
         await stack.enter_async_context(_beside(loops))
         yield worker
 

@@ -18,14 +18,17 @@ _SIZE_NAMES: Final = {
 }
 
 
-def pool_key(claim: Claim, core: CoreFields, config: RunConfig) -> PoolKey:
-    """The pool for a run. Raises InvalidSpec with everything that the worker's policy refuses."""
+def pool_key(claim: Claim, core: CoreFields, config: RunConfig, *, runtime: str) -> PoolKey:
+    """The pool for a run; ``runtime`` is for a task that names none.
+
+    Raises InvalidSpec with everything that the worker's policy refuses.
+    """
     size = core.resources.size(config.size.size())
     refuse([*_root_mistakes(core.root, config), *_size_mistakes(size, config), *_network_mistakes(core, config)])
     return PoolKey(
         tenant=claim.tenant,
         root=core.root,
-        runtime=claim.definition.runtime or config.runtime,
+        runtime=claim.definition.runtime or runtime,
         size=size,
         network=core.network,
     )

@@ -72,6 +72,7 @@ class RunServices:
     """What all runs of a worker share.
 
     Attributes:
+        runtime: the runtime of tasks that name none.
         new_incident: makes the id under which an unexpected error is found in the worker's log.
     """
 
@@ -81,6 +82,7 @@ class RunServices:
     plugins: Sequence[Plugin]
     schema: PayloadSchema
     config: RunConfig
+    runtime: str
     new_incident: Callable[[], str]
 
 
@@ -200,7 +202,7 @@ class Run:
             errors.append(InvalidSpec(decoded.mistakes[0], mistakes=decoded.mistakes))
         if core is not None:
             try:
-                key = pool_key(self.claim, core, services.config)
+                key = pool_key(self.claim, core, services.config, runtime=services.runtime)
             except InvalidSpec as error:
                 errors.append(error)
         if errors:

@@ -1,12 +1,8 @@
 """How a worker carries out runs; sections of the configuration."""
 
-from typing import Final
-
 import msgspec
 
 from corral.sandboxes.model import GIB, Size
-
-DEFAULT_RUNTIME: Final = "bubblewrap"
 
 
 class SizeLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -33,7 +29,7 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Policy and bounds for runs.
 
     Attributes:
-        runtime: the runtime of tasks that name none.
+        runtime: the runtime of tasks that name none; "" is the first that the worker offers.
         roots: directories (and what is below them) that ``image: "root:/dir"`` may name.
         network: whether tasks may ask for network.
         size: the limits of a task that names none.
@@ -44,7 +40,7 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         cleanup_within_s: how long the end of an aborted run may take.
     """
 
-    runtime: str = DEFAULT_RUNTIME
+    runtime: str = ""
     roots: tuple[str, ...] = ()
     network: bool = False
     size: SizeLimits = SizeLimits()

@@ -77,6 +77,7 @@ class Worker:
         self._executing = 0
         self._room = Signal()
         self._draining = asyncio.Event()
+        self._on_hold = False
         self._stopped_why = ""
         self._claiming: asyncio.Timeout | None = None
         self._idle_since_s = self._clock.monotonic_s()
@@ -94,6 +95,16 @@ class Worker:
                 self._claiming.reschedule(asyncio.get_running_loop().time())
             self._on_change()
 
+    def hold(self, *, on: bool) -> None:
+        """While on, nothing new is taken and what runs goes on; unlike a drain it can be taken back."""
+        if on == self._on_hold:
+            return
+        self._on_hold = on
+        self._room.notify()
+        if on and self._claiming is not None:
+            self._claiming.reschedule(asyncio.get_running_loop().time())
+        self._on_change()
+
     def stop_now(self, why: str) -> None:
         """Abort all runs as worker-shutdown, end with ``WorkerStopped(why)``. Idempotent, the first reason stands."""
         self._stopped_why = self._stopped_why or why
@@ -106,13 +117,18 @@ class Worker:
 
     @property
     def draining(self) -> bool:
-        """True when nothing new is taken."""
+        """True when the worker takes nothing new and ends with its last run."""
         return self._draining.is_set()
+
+    @property
+    def on_hold(self) -> bool:
+        """True while nothing new is taken because somebody asked for it."""
+        return self._on_hold
 
     @property
     def slots_free(self) -> int:
         """How many more runs may begin now."""
-        if self.draining:
+        if self.draining or self._on_hold:
             return 0
         ending = len(self._held) - self._executing
         return max(0, min(self._config.slots - self._executing, self._config.ending_max - ending))
@@ -206,7 +222,7 @@ class Worker:
             async with asyncio.timeout(None) as self._claiming:
                 claims = await self._source.claim(free, wait_s=self._config.claim_wait_s)
         except TimeoutError:
-            if not self.draining:
+            if not self.draining and not self._on_hold:
                 raise  # a drain ends the long poll; what the queue gave us then expires there
         self._claiming = None
         return claims
