@@ -530,6 +530,20 @@ async def test_a_chain_that_broke_can_be_rerun_from_its_root(yard: Yard) -> None
     assert await yard.phase(leaf) is Phase.PENDING
 
 
+async def test_a_task_that_was_submitted_after_its_dependency_failed_waits_for_it_when_rerun(yard: Yard) -> None:
+    root = await yard.submit()
+    await yard.run(Phase.FAILED)
+    leaf = await yard.submit(dependencies=(root.id,))
+    assert (leaf.life.phase, leaf.life.reason) == (Phase.EXCEPTION, Reason.DEPENDENCY_FAILED)
+
+    with pytest.raises(Conflict, match="did not complete"):
+        await yard.queue.rerun("red", leaf.id)
+    await yard.queue.rerun("red", root.id)
+    await yard.queue.rerun("red", leaf.id)
+
+    assert await yard.phase(leaf) is Phase.UNSCHEDULED
+
+
 async def test_artifacts_are_those_of_the_last_run_that_ended_unless_asked_otherwise(yard: Yard) -> None:
     task = await yard.submit()
     for name in ("old", "new"):

@@ -107,7 +107,7 @@ TRANSITIONS[Phase.EXCEPTION][CancelAsked] = (Phase.EXCEPTION,)  # canceling twic
 
 
 def submitted(definition: TaskDefinition, *, waits_for: tuple[str, ...], failed: str, now_s: float) -> Outcome:
-    """The first life of a task. ``waits_for`` are its unresolved dependencies, ``failed`` one that failed or ""."""
+    """The first life of a task. ``waits_for`` are its unmet dependencies, ``failed`` one that failed or ""."""
     life = TaskLife(
         phase=Phase.UNSCHEDULED,
         created_s=now_s,

@@ -156,7 +156,7 @@ async def accept(connection: AsyncConnection, unit: UnitOfWork, submission: Subm
     records = dict(existing)
     for place in new:
         task_id, definition = submission.ids[place], submission.definitions[place]
-        waits_for = tuple(name for name in definition.dependencies if not known[name].final)
+        waits_for = tuple(name for name in definition.dependencies if not _met(definition, known[name]))
         life, effects = submitted(
             definition,
             waits_for=waits_for,
@@ -183,6 +183,10 @@ async def accept(connection: AsyncConnection, unit: UnitOfWork, submission: Subm
         )
         for task_id, definition in zip(submission.ids, submission.definitions, strict=True)
     ]
+
+
+def _met(definition: TaskDefinition, phase: Phase) -> bool:
+    return phase.final if definition.requires is Requires.ALL_RESOLVED else phase is Phase.COMPLETED
 
 
 def failed_dependency(definition: TaskDefinition, phases: Mapping[str, Phase]) -> str:
