@@ -24,6 +24,7 @@ from corral import __version__
 from corral.app.config_sections import Config
 from corral.app.datadir import locked_directory
 from corral.app.start import configure_logging, read_arguments, run_process, tell
+from corral.blobs.adapters.tiered import Tier
 from corral.blobs.service import keep_clean, open_store
 from corral.fleet.adapters.blobs import SchedulerBlobs
 from corral.fleet.adapters.grpc_link import SchedulerLink
