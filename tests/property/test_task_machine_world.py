@@ -26,7 +26,7 @@ from corral.tasks.events import (
     WriteAudit,
 )
 from corral.tasks.machine import TRANSITIONS, due_s, step, submitted
-from corral.tasks.model import Phase, Reason, Requires, Resolved, Run, TaskDefinition, TaskLife
+from corral.tasks.model import Phase, Reason, Requires, Resolved, Run, RunCreated, TaskDefinition, TaskLife
 
 LEASE_S, DEADLINE_S, RETRIES = 10.0, 500.0, 3
 WORKERS = ("ann", "bob", "eve")
@@ -84,6 +84,8 @@ class HostileWorld(RuleBasedStateMachine):
                 assert new == old, "a run that ended never changes"
         if after.phase is Phase.PENDING and before.phase is not Phase.PENDING:
             assert any(isinstance(effect, WakeClaimers) for effect in effects)
+        if len(after.runs) > len(before.runs) and after.runs[-1].created in (RunCreated.RETRY, RunCreated.TASK_RETRY):
+            assert after.retries_left == before.retries_left - 1
         self.life = after
         self.tokens.append(after.token)
         self._count(effects)
@@ -195,8 +197,9 @@ class HostileWorld(RuleBasedStateMachine):
     @invariant()
     def tokens_only_grow(self) -> None:
         assert self.tokens == sorted(self.tokens)
-        given = [run.token for run in self.life.runs if run.token]
+        given = [run.token for run in self.life.runs if run.worker]
         assert given == sorted(set(given))
+        assert all(token > 0 for token in given)
 
     @invariant()
     def runs_stay_within_retries(self) -> None:
