@@ -29,6 +29,7 @@ def test_known_answers() -> None:
         f"b3:{EMPTY_BLAKE3}-01",
         f"b3:{EMPTY_BLAKE3}-1\n",
         f"b3:{EMPTY_BLAKE3}-99999999999999999999",
+        f"b3:{EMPTY_BLAKE3}-{2**63}",
         f"md5:{EMPTY_BLAKE3}-0",
         f"b3:{EMPTY_BLAKE3.upper()}-0",
         f"b3:{EMPTY_BLAKE3[1:]}-0",
