@@ -273,6 +273,34 @@ async def test_a_disk_that_fails_ends_in_its_own_error_and_leaves_nothing(
         await put(store, content_of(size_bytes))
 
 
+async def test_one_bad_blob_of_a_group_does_not_harm_the_others(tmp_path: Path) -> None:
+    async with DiskBlobs(tmp_path, limits=StoreLimits(tenant_bytes=20_000)) as store:
+        async with asyncio.TaskGroup() as writers:
+            for seed in range(30):
+                writers.create_task(put(store, content_of(500, seed=seed)))
+
+            async def put_too_much() -> None:
+                with pytest.raises(QuotaExceeded):
+                    await put(store, content_of(20_001))
+
+            writers.create_task(put_too_much())
+
+        assert await store.usage("ann") == StoreUsage(blobs=30, total_bytes=15_000)
+        assert half_written(tmp_path) == []
+
+
+async def test_a_cancelled_small_write_does_not_stop_the_group(tmp_path: Path) -> None:
+    async with DiskBlobs(tmp_path) as store, asyncio.timeout(30):
+        async with asyncio.TaskGroup() as writers:
+            writing = [writers.create_task(put(store, content_of(500, seed=seed))) for seed in range(40)]
+            await writing[1]
+            for one in writing[::2]:
+                one.cancel()
+
+        for one in writing[1::2]:
+            assert await store.find_missing("ann", [one.result()]) == frozenset()
+
+
 async def test_an_error_of_the_contents_own_disk_is_not_ours(tmp_path: Path) -> None:
     async def failing() -> AsyncIterator[bytes]:
         yield b"x" * 100_000

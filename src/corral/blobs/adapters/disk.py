@@ -16,6 +16,7 @@ from typing import Final, ParamSpec, Self, TypeVar
 import structlog
 
 from corral.blobs.adapters.disk_files import DiskFiles
+from corral.blobs.adapters.disk_group import GroupCommit, SmallWrite
 from corral.blobs.adapters.disk_layout import disk_errors
 from corral.blobs.adapters.disk_transfer import Corrupt, Download, Upload
 from corral.blobs.content import collect
@@ -72,6 +73,7 @@ class DiskBlobs:
         self._clock = clock or SystemClock()
         self._files = DiskFiles(root, grace_s=grace_s)
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="blobs-disk")
+        self._small_writes = GroupCommit(self._threads)
         self._turns: Turns[tuple[str, Digest]] = Turns()
         self._reading: Counter[str] = Counter()
 
@@ -155,7 +157,7 @@ class DiskBlobs:
             if digest.size_bytes <= SMALL_BYTES:
                 data = await collect(content, digest)
                 with disk_errors(f"writing blob {digest}"):
-                    await self._in_thread(_write_at_once, upload, data, quota_bytes, self._clock.now_s())
+                    await self._small_writes.write(SmallWrite(upload, data, quota_bytes, self._clock.now_s()))
             else:
                 await self._write_stream(upload, digest, content, quota_bytes)
 
@@ -227,12 +229,3 @@ class DiskBlobs:
 
     async def _in_thread(self, step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: step(*args, **kwargs))
-
-
-def _write_at_once(upload: Upload, data: bytes, quota_bytes: int | None, now_s: float) -> None:
-    try:
-        upload.begin(quota_bytes)
-        upload.append([data])
-        upload.commit(now_s)
-    finally:
-        upload.discard()

@@ -54,19 +54,29 @@ class Upload:
 
     def commit(self, now_s: float) -> None:
         """Verify, make durable, make visible. Raises InvalidSpec when the content is not what was announced."""
+        self.sync(now_s)
+        sync_directory(self.publish())
+
+    def sync(self, now_s: float) -> None:
+        """Verify, and make the half-written file durable. Raises InvalidSpec, OSError."""
         with self._lock:
             self._check_open()
             if (found := self._digester.digest()) != self._digest:
                 raise content_differs(self._digest, found=found)
-            final = self._layout.blob(self._tenant, self._digest)
             os.utime(self._descriptor, (now_s, now_s))
             os.fsync(self._descriptor)
+
+    def publish(self) -> str:
+        """Make a synced upload visible; returns the folder that the caller must sync now."""
+        with self._lock:
+            self._check_open()
+            final = self._layout.blob(self._tenant, self._digest)
             shard = self._durable_shard(final)
-            if not os.path.lexists(final):  # else another process was faster: discard gives the room back
+            if not os.path.lexists(final):  # else another process was faster: closing gives the room back
                 os.rename(self._temporary, final)
                 self._reserved = False
-            sync_directory(shard)
             self._close()
+            return shard
 
     def discard(self) -> None:
         """Remove what is not committed; idempotent."""
