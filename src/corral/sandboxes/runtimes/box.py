@@ -157,9 +157,11 @@ async def start_box(
 
     Raises and Cancellation: as ``ports.Runtime.start``.
     """
+    home.enter(spec.id)
     try:
         cgroup = home.cgroups.create(spec.id, spec.size)
     except OSError as error:
+        home.forget(spec.id)
         raise SandboxFailed(f"no control group for the sandbox: {error}") from error
     box = ProcessBox(spec, home, cgroup, folder)
     try:

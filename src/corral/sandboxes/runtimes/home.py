@@ -45,6 +45,8 @@ class Home:
                 f"another process runs its sandboxes in {self.directory}",
                 cure="stop it, or give this worker another data directory",
             ) from error
+        self._adopted: set[str] = set()
+        self._alive: set[str] = set()
         name = hashlib.sha256(str(self.directory).encode()).hexdigest()[:12]
         self.cgroups = Cgroups.open(name) if cgroups is None else cgroups
 
@@ -65,21 +67,31 @@ class Home:
 
     def forget(self, sandbox_id: str) -> None:
         """The box is gone with everything that it had."""
+        self._alive.discard(sandbox_id)
         (self.boxes / f"{sandbox_id}.json").unlink(missing_ok=True)
 
     def adopt(self, directory: Path) -> None:
         """Remember a directory outside of ours, for the next worker to remove, should this one die."""
+        self._adopted.add(str(directory))
         with (self.directory / "adopted").open("a") as file:
             file.write(f"{directory}\n")
 
+    def enter(self, sandbox_id: str) -> None:
+        """A box of this worker begins; no sweep touches it."""
+        self._alive.add(sandbox_id)
+
     async def sweep(self) -> int:
-        """Kill and remove what a predecessor left; how many boxes. Call before the first box starts."""
+        """Kill and remove what a predecessor left; how many boxes. Boxes of this worker are not touched."""
         swept: set[str] = set()
         for group in self.cgroups.leftovers():
+            if group.name in self._alive:
+                continue
             group.kill()
             await group.remove()
             swept.add(group.name)
         for file in self.boxes.glob("*.json"):
+            if file.stem in self._alive:
+                continue
             with suppress(msgspec.DecodeError):  # half written: its process died with the worker's link
                 note = msgspec.json.decode(file.read_bytes(), type=BoxNote)
                 if note.birth and birth_of(note.pid) == note.birth:
@@ -88,6 +100,8 @@ class Home:
             file.unlink(missing_ok=True)
             swept.add(file.stem)
         for folder in self.work.iterdir():
+            if folder.name in self._alive:
+                continue
             shutil.rmtree(folder)
             swept.add(folder.name)
         self._remove_adopted()
@@ -98,9 +112,14 @@ class Home:
         file = self.directory / "adopted"
         for line in file.read_text().splitlines() if file.exists() else ():
             path = Path(line)
-            if path.is_dir() and not path.is_symlink() and path.stat().st_uid == os.geteuid():
+            if (
+                line not in self._adopted
+                and path.is_dir()
+                and not path.is_symlink()
+                and path.stat().st_uid == os.geteuid()
+            ):
                 shutil.rmtree(path)
-        file.unlink(missing_ok=True)
+        file.write_text("".join(f"{line}\n" for line in sorted(self._adopted)))
 
     def close(self) -> None:
         """Give the directory free; idempotent."""
