@@ -265,8 +265,8 @@ async def test_batches_of_rows_are_part_of_the_write_that_sends_them(database: D
         if then is not None:
             raise then
 
+    await database.write(lambda c: add(c, "a", "b"))
     async with asyncio.TaskGroup() as group:
-        group.create_task(database.write(lambda c: add(c, "a", "b")))
         failed = group.create_task(failure(database.write(lambda c: add(c, "c", then=KeyError("undone")))))
         taken = group.create_task(failure(database.write(lambda c: add(c, "d", "a"))))
 
