@@ -10,7 +10,6 @@ import faulthandler
 import os
 import shutil
 import signal
-import sys
 from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
@@ -247,7 +246,7 @@ def _empty_folder(path: Path) -> Path:
 
 
 def main() -> int:
-    """``python -m corral.app.worker``."""
+    """``corral.app.launch worker``."""
     try:
         config, arguments = read_arguments("worker")
     except CorralError as error:
@@ -256,7 +255,3 @@ def main() -> int:
     if arguments.parent:
         drain_within_s = min(drain_within_s, config.supervisor.stop_s * _SUPERVISED_PART)
     return run_process(partial(serve, config, drain_within_s))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
