@@ -20,8 +20,9 @@ Every process reads the same tree: flags over environment over file over default
 - **Flags**: some keys have their own (`--data-dir`, `--http`, `--grpc`); any key works as `--set worker.slots=16`.
 
 Keys that end in `_bytes` or `_bytes_max` take sizes (`"512MiB"`, `"2GB"`), keys that end in `_s` take durations
-(`"250ms"`, `"10m"`); bare numbers are bytes and seconds. Lists may be written `a,b` in the environment. Unknown keys are refused, with the
-nearest right one, and all mistakes are listed at once. `corral config show` checks everything and prints it.
+(`"250ms"`, `"10m"`); bare numbers are bytes and seconds. Lists may be written `a,b` in the environment. Unknown keys
+are refused, with the nearest right one, and all mistakes are listed at once. `corral config show` checks everything
+and prints it.
 
 This page is generated from the code (`python -m corral.app.config_docs > docs/reference/configuration.md`).
 """

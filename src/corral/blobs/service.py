@@ -8,7 +8,6 @@ from pathlib import Path
 import structlog
 
 from corral.blobs.adapters.disk import DiskBlobs
-from corral.blobs.adapters.object_store import ObjectStoreBlobs, connect
 from corral.blobs.adapters.tiered import Tier, TieredBlobs
 from corral.blobs.config import BlobsConfig, DiskTierConfig, ObjectStoreTierConfig
 from corral.blobs.model import StoreLimits
@@ -94,6 +93,9 @@ async def keep_clean(store: BlobJanitor, clock: Clock, every_s: float, *, wake: 
 
 
 def _object_store(tier: ObjectStoreTierConfig, config: BlobsConfig) -> BlobStore:
+    # Imported only where it is used: the library costs every process that loads it several megabytes.
+    from corral.blobs.adapters.object_store import ObjectStoreBlobs, connect  # noqa: PLC0415
+
     return ObjectStoreBlobs(
         connect(tier.url, options=tier.options, deadline_s=tier.deadline_s),
         prefix=tier.prefix,
