@@ -36,7 +36,7 @@ def start_agent() -> tuple[socket.socket, subprocess.Popen[bytes]]:
     """An agent and our end of its stream. The caller closes the stream, then waits for the agent."""
     ours, theirs = socket.socketpair()
     with theirs:
-        return ours, subprocess.Popen([str(agent_path())], stdin=theirs)
+        return ours, subprocess.Popen([agent_path()], stdin=theirs.fileno())
 
 
 @contextlib.asynccontextmanager
