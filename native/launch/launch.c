@@ -11,7 +11,6 @@
  * A worker starts it with posix_spawn (vfork), which a Python function between fork and exec would forbid.
  * It fails with one sentence on stderr and status 126; it never starts the program with more than it was told.
  */
-#define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
