@@ -31,7 +31,7 @@ def run(
     ] = None,
     artifacts: Annotated[
         list[str] | None,
-        typer.Option("--artifact", "-a", metavar="PATH", help="Fetch this file, directory or glob afterwards."),
+        typer.Option("--artifact", "-a", metavar="PATH", help="Fetch this file, DIRECTORY/ or glob afterwards."),
     ] = None,
     output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Where artifacts go.")] = Path(),
     env: Annotated[list[str] | None, typer.Option("--env", "-e", metavar="K=V", help="Environment variable.")] = None,

@@ -37,13 +37,11 @@ def input_of(text: str) -> tuple[Path, str]:
 def artifact_of(path: str) -> dict[str, Any]:
     """``PATH`` as an artifact: a glob when it has wildcards, a directory when it ends with a slash, else a file.
 
-    The name is the path, so that it is fetched to the same place below the output directory.
+    It is named by its path, so that it is fetched to the same place below the output directory.
     """
     if any(char in path for char in "*?["):
-        return {"name": posixpath.dirname(path) or ".", "path": path, "type": "glob"}
-    kind = "directory" if path.endswith("/") else "file"
-    clean = path.rstrip("/") or path
-    return {"name": clean, "path": clean, "type": kind}
+        return {"path": path, "type": "glob"}
+    return {"path": path.rstrip("/") or path, "type": "directory" if path.endswith("/") else "file"}
 
 
 def cache_of(text: str) -> dict[str, Any]:

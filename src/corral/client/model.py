@@ -56,12 +56,14 @@ class TaskView(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def exit_status(self) -> int | None:
-        """What a shell would report for the newest run: exit status, 128 + signal, or None."""
+        """What a shell would report for the newest run: exit status, 128 + signal, 127 for no such command, or None."""
         run = self.last_run
         if run is None:
             return None
         if run.exit_status is not None:
             return run.exit_status
+        if run.end == "not-started":
+            return 127
         return 128 + run.signal if run.signal is not None else None
 
 
