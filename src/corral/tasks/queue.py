@@ -152,6 +152,7 @@ class Queue:
                 definitions=definitions,
                 encoded=encoded,
                 ids=chosen,
+                fresh=ids is None,
                 max_pending=self._tenants.terms(tenant).max_pending,
             )
             return await accept(connection, unit, submission)

@@ -128,12 +128,13 @@ def _printable(text: str) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
-    """Checked definitions of one tenant with the ids that they will have."""
+    """Checked definitions of one tenant with the ids that they will have; ``fresh`` when we have just made those."""
 
     tenant: str
     definitions: Sequence[TaskDefinition]
     encoded: Sequence[bytes]
     ids: Sequence[str]
+    fresh: bool
     max_pending: int
 
 
@@ -145,7 +146,7 @@ async def accept(connection: AsyncConnection, unit: UnitOfWork, submission: Subm
         InvalidSpec: a dependency does not exist in this tenant, or comes later in the submission.
         QueueFull: the tenant has its bound of waiting tasks.
     """
-    existing = await sql.load(connection, submission.ids, locked=False)
+    existing = {} if submission.fresh else await sql.load(connection, submission.ids, locked=False)
     _check_existing(submission, existing)
     new = [place for place, task_id in enumerate(submission.ids) if task_id not in existing]
     if new:

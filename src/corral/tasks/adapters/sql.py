@@ -130,6 +130,15 @@ _GROUP_LIVE: Final = (
     .limit(sa.bindparam("count"))
     .with_for_update()
 )
+_COUNT_WAITING: Final = sa.select(sa.func.count()).select_from(
+    sa.select(sa.literal(1))
+    .where(
+        tasks.c.tenant == sa.bindparam("tenant"),
+        tasks.c.phase.in_([Phase.UNSCHEDULED.value, Phase.PENDING.value]),
+    )
+    .limit(sa.bindparam("bound"))
+    .subquery()
+)
 _MARK_DEPENDENTS: Final = (
     tasks.update()
     .where(
@@ -306,9 +315,7 @@ async def listed(
 
 async def count_waiting(connection: AsyncConnection, tenant: str, *, bound: int) -> int:
     """How many tasks of the tenant are unscheduled or pending, counted up to ``bound``."""
-    waiting = (Phase.UNSCHEDULED.value, Phase.PENDING.value)
-    some = sa.select(sa.literal(1)).where(tasks.c.tenant == tenant, tasks.c.phase.in_(waiting)).limit(bound).subquery()
-    return int((await connection.execute(sa.select(sa.func.count()).select_from(some))).scalar_one())
+    return int((await connection.execute(_COUNT_WAITING, {"tenant": tenant, "bound": bound})).scalar_one())
 
 
 async def count_ahead(connection: AsyncConnection, record: Record) -> int:
