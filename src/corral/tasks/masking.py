@@ -19,6 +19,7 @@ class Masker:
         self._starts = re.compile(b"(?=(" + b"|".join(map(re.escape, self._secrets)) + b"))", re.DOTALL)
         self._held = b""
         self._covered = 0  # so many of the held bytes end a secret that is masked already
+        self._after_mask = False  # what was shown last is a mask: a secret that follows at once needs no other
 
     def feed(self, data: bytes) -> bytes:
         """Take the next bytes; returns what may be shown now."""
@@ -37,15 +38,18 @@ class Masker:
     def _mask(self, buffer: bytes, end: int) -> tuple[bytes, int]:
         """``buffer[:end]`` masked, and how many bytes after ``end`` belong to a secret that began before it."""
         pieces: list[bytes] = []
+        if end == 0:
+            return b"", self._covered
         position = self._covered  # up to here everything is shown or masked; its mask was shown earlier
         if any(secret in buffer for secret in self._secrets):
             for match in self._starts.finditer(buffer):
                 start = match.start()
                 if start >= end:
                     break
-                if start > position or position == 0:
+                if start > position or (position == 0 and not self._after_mask):
                     pieces += (buffer[position:start], MASK)
                 position = max(position, match.end(1))
+        self._after_mask = position >= end
         if position < end:
             pieces.append(buffer[position:end])
         return b"".join(pieces), max(0, position - end)

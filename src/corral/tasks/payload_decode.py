@@ -42,6 +42,12 @@ def decode_section(section: type[Section], values: dict[str, Any], at: str, mist
     Fields that are wrong fall back to their default, so that the section's own checks still see the others.
     """
     decoded, wrong = _fields(section, values, at, mistakes)
+    return _checked(section, decoded, at, mistakes, wrong=wrong)
+
+
+def _checked(
+    section: type[Section], decoded: dict[str, Any], at: str, mistakes: Mistakes, *, wrong: bool
+) -> Section | None:
     if any(name not in decoded for name in _required(section)):
         return None
     try:
@@ -139,7 +145,10 @@ def _struct(value: Any, hint: type[msgspec.Struct], at: str, mistakes: Mistakes)
     unknown = [str(key) for key in value if key not in known]
     for key in unknown:
         mistakes.add(unknown_key(at, key, known))
-    built = decode_section(hint, value, at, mistakes)
+    decoded, wrong = _fields(hint, value, at, mistakes)
+    if wrong:
+        return _WRONG  # its own checks compare fields with each other: a default in place of one would mislead them
+    built = _checked(hint, decoded, at, mistakes, wrong=False)
     return _WRONG if built is None or unknown else built
 
 
