@@ -1,0 +1,33 @@
+"""`python -m bench [NAME...]`: run all benchmarks, or those named, and print one table."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+from bench import idle, leaks, sandboxes, tasks
+from bench.machine import description
+from bench.report import Row, table
+
+BENCHMARKS: dict[str, Callable[[], Sequence[Row]]] = {
+    "sandboxes": sandboxes.measure,
+    "tasks": tasks.measure,
+    "idle": idle.measure,
+    "leaks": leaks.measure,
+}
+
+
+def main() -> None:
+    """Run what the command line names."""
+    names = sys.argv[1:] or list(BENCHMARKS)
+    unknown = [name for name in names if name not in BENCHMARKS]
+    if unknown:
+        sys.exit(f'there is no benchmark "{unknown[0]}"; there are: {", ".join(BENCHMARKS)}')
+    print(description(), flush=True)
+    rows: list[Row] = []
+    for name in names:
+        print(f"measuring {name} ...", file=sys.stderr, flush=True)
+        rows.extend(BENCHMARKS[name]())
+    print(table(rows))
+    sys.exit(any(row.ok is False for row in rows))
+
+
+main()
