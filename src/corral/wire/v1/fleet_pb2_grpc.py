@@ -420,6 +420,11 @@ class BlobsStub:
                 request_serializer=corral_dot_wire_dot_v1_dot_fleet__pb2.WriteChunk.SerializeToString,
                 response_deserializer=corral_dot_wire_dot_v1_dot_fleet__pb2.WriteResponse.FromString,
                 _registered_method=True)
+        self.Delete = channel.unary_unary(
+                '/corral.v1.Blobs/Delete',
+                request_serializer=corral_dot_wire_dot_v1_dot_fleet__pb2.DeleteRequest.SerializeToString,
+                response_deserializer=corral_dot_wire_dot_v1_dot_fleet__pb2.DeleteResponse.FromString,
+                _registered_method=True)
 
 
 class BlobsServicer:
@@ -439,6 +444,14 @@ class BlobsServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Write(self, request_iterator, context):
+        """The first message names tenant and digest and carries no data. The server answers it with the initial metadata
+        "corral-send: 1" when it wants the content; otherwise the answer, or the refusal, is all that follows.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Delete(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -461,6 +474,11 @@ def add_BlobsServicer_to_server(servicer, server):
                     servicer.Write,
                     request_deserializer=corral_dot_wire_dot_v1_dot_fleet__pb2.WriteChunk.FromString,
                     response_serializer=corral_dot_wire_dot_v1_dot_fleet__pb2.WriteResponse.SerializeToString,
+            ),
+            'Delete': grpc.unary_unary_rpc_method_handler(
+                    servicer.Delete,
+                    request_deserializer=corral_dot_wire_dot_v1_dot_fleet__pb2.DeleteRequest.FromString,
+                    response_serializer=corral_dot_wire_dot_v1_dot_fleet__pb2.DeleteResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -545,6 +563,33 @@ class Blobs:
             '/corral.v1.Blobs/Write',
             corral_dot_wire_dot_v1_dot_fleet__pb2.WriteChunk.SerializeToString,
             corral_dot_wire_dot_v1_dot_fleet__pb2.WriteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Delete(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/corral.v1.Blobs/Delete',
+            corral_dot_wire_dot_v1_dot_fleet__pb2.DeleteRequest.SerializeToString,
+            corral_dot_wire_dot_v1_dot_fleet__pb2.DeleteResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -157,6 +157,10 @@ class BlobsStub:
     FindMissing: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.FindMissingRequest, _fleet_pb2.FindMissingResponse]
     Read: _grpc.UnaryStreamMultiCallable[_fleet_pb2.ReadRequest, _fleet_pb2.ReadChunk]
     Write: _grpc.StreamUnaryMultiCallable[_fleet_pb2.WriteChunk, _fleet_pb2.WriteResponse]
+    """The first message names tenant and digest and carries no data. The server answers it with the initial metadata
+    "corral-send: 1" when it wants the content; otherwise the answer, or the refusal, is all that follows.
+    """
+    Delete: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.DeleteRequest, _fleet_pb2.DeleteResponse]
 
 @_typing.type_check_only
 class BlobsAsyncStub(BlobsStub):
@@ -166,6 +170,10 @@ class BlobsAsyncStub(BlobsStub):
     FindMissing: _aio.UnaryUnaryMultiCallable[_fleet_pb2.FindMissingRequest, _fleet_pb2.FindMissingResponse]  # type: ignore[assignment]
     Read: _aio.UnaryStreamMultiCallable[_fleet_pb2.ReadRequest, _fleet_pb2.ReadChunk]  # type: ignore[assignment]
     Write: _aio.StreamUnaryMultiCallable[_fleet_pb2.WriteChunk, _fleet_pb2.WriteResponse]  # type: ignore[assignment]
+    """The first message names tenant and digest and carries no data. The server answers it with the initial metadata
+    "corral-send: 1" when it wants the content; otherwise the answer, or the refusal, is all that follows.
+    """
+    Delete: _aio.UnaryUnaryMultiCallable[_fleet_pb2.DeleteRequest, _fleet_pb2.DeleteResponse]  # type: ignore[assignment]
 
 class BlobsServicer(metaclass=_abc_1.ABCMeta):
     """Bytes for workers that share no disk and no object store with the scheduler."""
@@ -189,6 +197,16 @@ class BlobsServicer(metaclass=_abc_1.ABCMeta):
         self,
         request_iterator: _MaybeAsyncIterator[_fleet_pb2.WriteChunk],
         context: _ServicerContext,
-    ) -> _typing.Union[_fleet_pb2.WriteResponse, _abc.Awaitable[_fleet_pb2.WriteResponse]]: ...
+    ) -> _typing.Union[_fleet_pb2.WriteResponse, _abc.Awaitable[_fleet_pb2.WriteResponse]]:
+        """The first message names tenant and digest and carries no data. The server answers it with the initial metadata
+        "corral-send: 1" when it wants the content; otherwise the answer, or the refusal, is all that follows.
+        """
+
+    @_abc_1.abstractmethod
+    def Delete(
+        self,
+        request: _fleet_pb2.DeleteRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fleet_pb2.DeleteResponse, _abc.Awaitable[_fleet_pb2.DeleteResponse]]: ...
 
 def add_BlobsServicer_to_server(servicer: BlobsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
