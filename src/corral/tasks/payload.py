@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from corral.tasks.core_fields import ArtifactReference, CoreFields
-from corral.tasks.payload_decode import Mistakes, decode_section, field_names, unknown_key
+from corral.tasks.payload_decode import Mistakes, any_required, decode_section, field_names, unknown_key
 from corral.tasks.plugin import Plugin
 from corral.tasks.plugins.built_in import BUILT_IN
 
@@ -45,6 +45,8 @@ class PayloadSchema:
                 if key in self._owners:
                     raise ValueError(f'the payload key "{key}" is claimed by both {self._owners[key]} and {owner}')
                 self._owners[key] = owner
+        # most payloads name few keys: a section that none of them belongs to is this one, made once
+        self._untouched = {owner: section() for owner, section in self._sections.items() if not any_required(section)}
 
     @classmethod
     def of(cls, plugins: Iterable[type[Plugin] | Plugin]) -> "PayloadSchema":
@@ -63,7 +65,13 @@ class PayloadSchema:
             if key not in self._owners:
                 mistakes.add(unknown_key(_AT, str(key), self._owners))
         values = dict(payload)
-        sections = {owner: decode_section(section, values, _AT, mistakes) for owner, section in self._sections.items()}
+        touched = {self._owners[key] for key in payload if key in self._owners}
+        sections = {
+            owner: self._untouched[owner]
+            if owner not in touched and owner in self._untouched
+            else decode_section(section, values, _AT, mistakes)
+            for owner, section in self._sections.items()
+        }
         return Decoded(sections, tuple(mistakes.found))
 
     def json_schema(self) -> dict[str, Any]:

@@ -64,6 +64,11 @@ def field_names(section: type[msgspec.Struct]) -> tuple[str, ...]:
     return section.__struct_fields__
 
 
+def any_required(section: type[msgspec.Struct]) -> bool:
+    """True when a section cannot be made without a key."""
+    return bool(_required(section))
+
+
 def unknown_key(at: str, key: str, known: Iterable[str]) -> str:
     """The mistake for a key that nobody knows, with the nearest right one."""
     names = sorted(known)
