@@ -28,6 +28,11 @@ TEMPLATE = f"corral_template_{os.getpid()}"
 _numbers = itertools.count(1)
 
 
+def pytest_configure() -> None:
+    """Keep pytest-asyncio from making a loop "that was there before" and never closing it."""
+    asyncio.set_event_loop(None)
+
+
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
     """A PostgreSQL server's URL; its user may create databases. Skips with the reason when there is none."""
