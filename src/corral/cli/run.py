@@ -12,7 +12,7 @@ from corral.cli.lazy import verb_app
 from corral.cli.options import Json, Url
 from corral.cli.output import note, print_json
 from corral.cli.running import with_client
-from corral.cli.spec import artifact_of, cache_of, definition_of, environment_of, input_of
+from corral.cli.spec import artifact_input_of, artifact_of, cache_of, definition_of, environment_of, input_of
 from corral.cli.status import Status, progress_text
 from corral.client import ArtifactKind, Corral, Phase, TaskDefinition, TaskView
 from corral.kernel.concurrency import finish
@@ -27,7 +27,12 @@ def run(
     image: Annotated[str, typer.Option("--image", "-i", help='"" for the host\'s read-only root.')] = "",
     inputs: Annotated[
         list[str] | None,
-        typer.Option("--input", "-I", metavar="DIR|FILE[:PATH]", help="Upload and place below the working directory."),
+        typer.Option(
+            "--input",
+            "-I",
+            metavar="DIR|FILE|artifact:TASK/NAME[:PATH]",
+            help="Upload, or take from an earlier task, and place below the working directory.",
+        ),
     ] = None,
     artifacts: Annotated[
         list[str] | None,
@@ -73,7 +78,9 @@ def run(
     payload["resources"] = {key: value for key, value in (("memory", memory), ("cpus", cpus)) if value}
     payload["caches"] = [cache_of(each) for each in cache or []]
     payload["secrets"] = environment_of(secret or [], option="--secret")
-    places = [input_of(each) for each in inputs or []]
+    earlier = {each: found for each in inputs or [] if (found := artifact_input_of(each))}
+    payload["inputs"] = list(earlier.values())
+    places = [input_of(each) for each in inputs or [] if each not in earlier]
     definition = definition_of(
         {
             "payload": {key: value for key, value in payload.items() if value},
@@ -134,7 +141,7 @@ async def _uploaded(
 ) -> TaskDefinition:
     if not places:
         return definition
-    inputs = []
+    inputs = list(definition.payload.get("inputs", ()))
     for local, path in places:
         inputs.append(await corral.uploads.input(local, path, on_progress=lambda p: status.show(progress_text(p))))
     payload = {**definition.payload, "inputs": inputs}

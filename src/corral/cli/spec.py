@@ -18,6 +18,23 @@ def environment_of(pairs: list[str], *, option: str = "-e") -> dict[str, str]:
     return dict(pair.split("=", 1) for pair in pairs)
 
 
+_EARLIER = "artifact:"
+
+
+def artifact_input_of(text: str) -> dict[str, Any] | None:
+    """``artifact:TASK/NAME[:PATH]`` as an input that an earlier task made; None for a text of another form.
+
+    Without PATH it keeps its name. Raises InvalidSpec when the task or the name is missing.
+    """
+    if not text.startswith(_EARLIER) or Path(text).exists():
+        return None
+    reference, _, place = text.removeprefix(_EARLIER).partition(":")
+    task, _, name = reference.partition("/")
+    if not (task and name):
+        raise InvalidSpec(f'--input "{text}": write artifact:TASK/NAME or artifact:TASK/NAME:PATH', field="input")
+    return {"path": posixpath.normpath(place or name), "artifact": {"task": task, "name": name}}
+
+
 def input_of(text: str) -> tuple[Path, str]:
     """``DIR[:PATH]`` as the local path and the place below the working directory.
 
