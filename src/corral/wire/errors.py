@@ -127,11 +127,12 @@ def error_of_rpc(error: AioRpcError) -> CorralError:
 
 
 def every_error() -> Iterator[type[CorralError]]:
-    """All classes of the error tree."""
+    """All classes of the tree in ``kernel.errors``; what a component derives for itself does not travel."""
     waiting: list[type[CorralError]] = [CorralError]
     while waiting:
         kind = waiting.pop()
-        yield kind
+        if kind.__module__ == CorralError.__module__:
+            yield kind
         waiting += kind.__subclasses__()
 
 
