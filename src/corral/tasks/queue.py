@@ -20,6 +20,7 @@ from corral.kernel.digest import Digest
 from corral.kernel.errors import CallerError, Conflict, CorralError, NotFound
 from corral.kernel.ids import new_id
 from corral.tasks.adapters import sql
+from corral.tasks.earlier_artifacts import with_artifacts
 from corral.tasks.events import (
     CancelAsked,
     Claimed,
@@ -333,7 +334,7 @@ class Queue:
                 for record in await sql.pending(connection, tenant, granted, runtimes):
                     unit.step(record, Claimed(worker, unit.now_s + self.limits.lease_s))
                     if record.life.phase is Phase.RUNNING:
-                        claims.append(self._claim(record))
+                        claims.append(await with_artifacts(connection, self._claim(record)))
             return claims
 
         return work

@@ -6,12 +6,13 @@ import msgspec
 
 from corral.fleet.adapters.messages import ref_from_message, ref_to_message
 from corral.kernel.errors import InvalidSpec
-from corral.tasks.model import RunReport, TaskDefinition
+from corral.tasks.model import Artifact, RunReport, TaskDefinition
 from corral.tasks.ports import Claim, RunRef
 from corral.wire.v1 import fleet_pb2
 
 _encode: Final = msgspec.json.Encoder().encode
 _decode_definition: Final = msgspec.json.Decoder(TaskDefinition).decode
+_decode_artifact: Final = msgspec.json.Decoder(Artifact).decode
 _decode_report: Final[msgspec.json.Decoder[RunReport]] = msgspec.json.Decoder(RunReport)
 
 
@@ -24,11 +25,12 @@ def claim_to_message(claim: Claim) -> fleet_pb2.Claim:
         lease_until_s=claim.lease_until_s,
         deadline_s=claim.deadline_s,
         secrets=dict(claim.secrets),
+        artifacts_json={key: _encode(artifact) for key, artifact in claim.artifacts.items()},
     )
 
 
 def claim_from_message(message: fleet_pb2.Claim) -> Claim:
-    """The claim that a message holds. Raises msgspec.MsgspecError when its definition is none that we know."""
+    """The claim that a message holds. Raises msgspec.MsgspecError for a definition or artifact that we do not know."""
     return Claim(
         ref=ref_from_message(message.ref),
         tenant=message.tenant,
@@ -36,6 +38,7 @@ def claim_from_message(message: fleet_pb2.Claim) -> Claim:
         lease_until_s=message.lease_until_s,
         deadline_s=message.deadline_s,
         secrets=dict(message.secrets),
+        artifacts={key: _decode_artifact(text) for key, text in message.artifacts_json.items()},
     )
 
 

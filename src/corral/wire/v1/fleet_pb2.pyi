@@ -343,12 +343,33 @@ class Claim(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class ArtifactsJsonEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.bytes
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.bytes = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     REF_FIELD_NUMBER: _builtins.int
     TENANT_FIELD_NUMBER: _builtins.int
     DEFINITION_JSON_FIELD_NUMBER: _builtins.int
     LEASE_UNTIL_S_FIELD_NUMBER: _builtins.int
     DEADLINE_S_FIELD_NUMBER: _builtins.int
     SECRETS_FIELD_NUMBER: _builtins.int
+    ARTIFACTS_JSON_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     definition_json: _builtins.bytes
     """tasks.model.TaskDefinition"""
@@ -361,6 +382,10 @@ class Claim(_message.Message):
     def secrets(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """name -> value, only those that the task names"""
 
+    @_builtins.property
+    def artifacts_json(self) -> _containers.ScalarMap[_builtins.str, _builtins.bytes]:
+        """input key -> tasks.model.Artifact, for inputs that name earlier artifacts"""
+
     def __init__(
         self,
         *,
@@ -370,10 +395,11 @@ class Claim(_message.Message):
         lease_until_s: _builtins.float = ...,
         deadline_s: _builtins.float = ...,
         secrets: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        artifacts_json: _abc.Mapping[_builtins.str, _builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ref", b"ref"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_s", b"deadline_s", "definition_json", b"definition_json", "lease_until_s", b"lease_until_s", "ref", b"ref", "secrets", b"secrets", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts_json", b"artifacts_json", "deadline_s", b"deadline_s", "definition_json", b"definition_json", "lease_until_s", b"lease_until_s", "ref", b"ref", "secrets", b"secrets", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
