@@ -93,10 +93,10 @@ def main() -> None:
             print(f"{source.name}: {files} files")
 
             say("3. Build it as a task in a sandbox: no network, read-only root, our files in /work")
-            build = "cd zlib && ./configure && make -j2 && ls -l libz.a"
+            build = "(cd zlib && ./configure && make -j2) && tar -cf built.tar zlib && ls -l zlib/libz.a"
             corral(
                 *("run", "--name", "build zlib", "--input", f"{source}:zlib", "--timeout", "10m"),
-                *("--artifact", "zlib/libz.a", "--artifact", "zlib/", "--output-dir", "out"),
+                *("--artifact", "zlib/libz.a", "--artifact", "built.tar", "--output-dir", "out"),
                 *("--", "sh", "-c", build),
                 cwd=home,
             )
@@ -106,8 +106,8 @@ def main() -> None:
 
             say("4. Run its own tests as a second task that depends on the first and takes its output")
             corral(
-                *("run", "--name", "test zlib", "--needs", built, "--input", f"artifact:{built}/zlib:zlib"),
-                *("--", "sh", "-c", "cd zlib && make test"),
+                *("run", "--name", "test zlib", "--needs", built, "--input", f"artifact:{built}/built.tar"),
+                *("--", "sh", "-c", "tar -xf built.tar && cd zlib && make test"),
                 cwd=home,
             )
 
