@@ -474,6 +474,20 @@ async def test_a_drain_finishes_what_runs_and_takes_nothing_new(world: World) ->
     assert len(world.source.slots_asked) == claims
 
 
+async def test_a_worker_on_hold_takes_nothing_until_it_is_let_go(world: World) -> None:
+    running = await world.start("sleep 0.2")
+    world.worker.hold(on=True)
+    assert (await world.source.wait_resolved(running)).phase is Phase.COMPLETED
+    await eventually(lambda: not world.worker.runs)
+    waiting = await world.source.submit({"command": ["true"]})
+    assert world.worker.slots_free == 0
+    assert waiting.task_id not in world.source.held
+
+    world.worker.hold(on=False)
+
+    assert (await world.source.wait_resolved(waiting)).phase is Phase.COMPLETED
+
+
 async def test_a_stop_now_ends_runs_as_worker_shutdown_so_that_the_queue_starts_them_elsewhere(world: World) -> None:
     ref = await world.start("sleep 600")
     world.worker.stop_now("the machine goes away")
