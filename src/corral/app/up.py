@@ -138,6 +138,7 @@ class Supervisor:
 
     async def run(self, stopping: asyncio.Event) -> int:
         """Until told to stop. Raises what :meth:`Child.keep_running` raises; SchedulerUnavailable at a slow start."""
+        self._forget_ready()  # one that was killed has left it, and somebody may wait for ours
         try:
             async with asyncio.TaskGroup() as group:
                 keeping = [
@@ -174,10 +175,13 @@ class Supervisor:
         sys.stdout.flush()
 
     async def _stop(self) -> None:
-        if self._ready_file:
-            Path(self._ready_file).unlink(missing_ok=True)  # noqa: ASYNC240 (one file, at the end)
+        self._forget_ready()
         await self._worker.stop(self._config.supervisor.stop_s)
         await self._scheduler.stop(self._config.scheduler.http_limits.stop_s + _KILL_S)
+
+    def _forget_ready(self) -> None:
+        if self._ready_file:
+            Path(self._ready_file).unlink(missing_ok=True)
 
     def _heard(self, line: str) -> None:
         """The scheduler says where it listens; after a restart it takes the same ports again."""

@@ -74,7 +74,7 @@ def _read_revision(connection: Connection) -> str:
 
 
 async def migrate(url: str, *, within_s: float = 3600.0) -> None:
-    """Create or upgrade the schema at ``url``, in a child process and in one transaction.
+    """Create or upgrade the schema at ``url``, in a child process and in one transaction; nothing when it is ours.
 
     Two that do it at once wait for one another. The URL may hold a password, so it goes through standard input.
 
@@ -84,6 +84,9 @@ async def migrate(url: str, *, within_s: float = 3600.0) -> None:
         StoreUnavailable: it does not answer, or not within ``within_s``; nothing was changed.
     Cancellation: kills the child; the transaction is rolled back.
     """
+    async with Database.open(url) as database:
+        if await database.read(read_revision) == REVISIONS[-1]:
+            return  # the usual restart: a child that imports Alembic would take longer than all the rest
     child = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
