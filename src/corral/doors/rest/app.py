@@ -1,5 +1,7 @@
 """Puts the door together: routes, entrance, errors, OpenAPI."""
 
+from collections.abc import Callable
+
 from litestar import Litestar, Router
 from litestar.config.app import AppConfig
 from litestar.di import Provide
@@ -9,7 +11,6 @@ from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme, Tag
 
 from corral import __version__
-from corral.client.model import SubmitBatch
 from corral.doors.rest.artifacts import ArtifactDoor
 from corral.doors.rest.blobs import BlobDoor
 from corral.doors.rest.entrance import RequestIds, authenticate, provide_caller, provide_services
@@ -71,7 +72,9 @@ def build_rest(services: Services) -> Litestar:
             use_handler_docstrings=True,
             render_plugins=[JsonRenderPlugin(path=["/", "/openapi.json"])],
             components=Components(
-                security_schemes={"token": SecurityScheme(type="http", scheme="bearer", description="A tenant's token")}
+                security_schemes={
+                    "token": SecurityScheme(type="http", scheme="bearer", description="A tenant's token")
+                },
             ),
             tags=[
                 Tag(name="tasks", description="Queued units of work; each attempt is a run"),
@@ -90,12 +93,9 @@ def build_rest(services: Services) -> Litestar:
     )
 
 
-def _remember_services(services: Services):  # type: ignore[no-untyped-def]
+def _remember_services(services: Services) -> Callable[[AppConfig], AppConfig]:
     def remember(config: AppConfig) -> AppConfig:
         config.state.services = services
         return config
 
     return remember
-
-
-__all__ = ["SubmitBatch", "build_rest"]

@@ -35,7 +35,7 @@ def on_http_exception(request: Request[Any, Any, Any], error: HTTPException) -> 
     """An error that the web framework found before we were asked; its own failures are ours."""
     if error.status_code >= 500:
         return on_bug(request, error)
-    return _response(problem_of(_ours(request, error), request_id=request_id(request)), status=error.status_code)
+    return _response(problem_of(_ours(request, error), request_id=request_id(request)), status=_status(error))
 
 
 def on_bug(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
@@ -73,6 +73,10 @@ def _ours(request: Request[Any, Any, Any], error: HTTPException) -> CorralError:
     if isinstance(error, ClientException):
         return CallerError(error.detail)
     return CorralError(error.detail)
+
+
+def _status(error: HTTPException) -> int:
+    return InvalidSpec.status if isinstance(error, ValidationException) else error.status_code
 
 
 def _extra(error: ValidationException) -> list[Any]:

@@ -1,14 +1,15 @@
 """Tasks: submit, look, wait, cancel, run again, and the questions "what happened" and "why"."""
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
 from litestar import Controller, Request, get, post
-from litestar.openapi.spec import OpenAPIMediaType, Operation, Reference, RequestBody, Schema
+from litestar.openapi.spec import OpenAPIMediaType, OpenAPIType, Operation, Reference, RequestBody, Schema
 from litestar.params import Parameter
 
-from corral.client.model import RunView, Story, StoryEvent, TaskBatch, TaskPage, TaskView, Why
+from corral.client.model import RunView, Story, StoryEvent, SubmitBatch, TaskBatch, TaskPage, TaskView, Why
 from corral.doors.rest.decode import decode_submission
 from corral.doors.rest.services import Caller, Services
 from corral.kernel.errors import InvalidSpec
@@ -27,7 +28,15 @@ class SubmitOperation(Operation):
 
     def __post_init__(self) -> None:
         one = Reference(ref="#/components/schemas/TaskDefinition")
-        batch = Reference(ref="#/components/schemas/SubmitBatch")
+        batch = Schema(
+            type=OpenAPIType.OBJECT,
+            description=inspect.cleandoc(SubmitBatch.__doc__ or ""),
+            properties={
+                "tasks": Schema(type=OpenAPIType.ARRAY, items=one),
+                "ids": Schema(type=OpenAPIType.ARRAY, items=Schema(type=OpenAPIType.STRING)),
+            },
+            required=["tasks"],
+        )
         self.request_body = RequestBody(
             required=True,
             description='One task, or `{"tasks": [...]}`: all are accepted, or none.',
