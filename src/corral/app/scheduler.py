@@ -33,6 +33,7 @@ from corral.database.engine import Database
 from corral.database.version import check_version, migrate
 from corral.doors.rest.app import build_rest
 from corral.doors.rest.services import OpenStreams, RestLimits, Services
+from corral.fleet.adapters.blobs import BlobsServicer
 from corral.fleet.adapters.grpc_server import FleetServicer
 from corral.fleet.adapters.grpc_server import serving as serving_grpc
 from corral.fleet.adapters.sql import SqlWorkerTable
@@ -126,6 +127,7 @@ async def running_scheduler(config: Config) -> AsyncIterator[Addresses]:
                         fleet_pb2_grpc.add_QueueServicer_to_server,
                         QueueServicer(fleet, queue, logs, tenant_of_run(database)),
                     ),
+                    partial(fleet_pb2_grpc.add_BlobsServicer_to_server, BlobsServicer(blobs.store, fleet.session)),
                 ],
                 limits=config.wire,
                 tls=config.tls,
