@@ -5,7 +5,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -119,7 +119,11 @@ async def test_closing_with_missing_bytes_is_refused_and_the_log_stays_open(tmp_
 async def test_a_finished_log_becomes_a_blob_and_its_file_goes(tmp_path: Path) -> None:
     blobs = MemoryBlobs()
     heard: list[tuple[LogKey, SealedLog]] = []
-    store = LogStore(tmp_path, blobs, SystemClock(), FAST, on_sealed=lambda key, log: heard.append((key, log)))
+
+    async def hear(sealed: Sequence[tuple[LogKey, SealedLog]]) -> None:
+        heard.extend(sealed)
+
+    store = LogStore(tmp_path, blobs, SystemClock(), FAST, on_sealed=hear)
     text = b"".join(b"line %d\n" % number for number in range(400_000))
     async with running(store):
         for at in range(0, len(text), 500_000):

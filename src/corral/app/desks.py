@@ -1,12 +1,9 @@
 """Fits the services to what the REST door asks for: pure maps from their values to the views that clients read."""
 
-import asyncio
-from collections import Counter
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
-import structlog
 
 from corral.client.model import (
     ArtifactList,
@@ -22,12 +19,10 @@ from corral.client.model import (
 from corral.doors.rest.services import Caller
 from corral.fleet.service import Fleet, Worker
 from corral.kernel.clock import Clock
-from corral.kernel.errors import DependencyError, InvalidSpec, NotFound
+from corral.kernel.errors import InvalidSpec
 from corral.ledger.model import Page, SecurityEvent
 from corral.ledger.service import Ledger
 from corral.tasks.adapters.sql import TaskFilter
-from corral.tasks.log_files import LogKey
-from corral.tasks.logs import LogStore
 from corral.tasks.model import Phase, Run, RunUsage, Task, TaskDefinition, TaskEvent
 from corral.tasks.ports import TenantTerms, WorkerOffer
 from corral.tasks.queue import Queue
@@ -36,8 +31,6 @@ from corral.tenants.model import AccessRefusal, Principal
 from corral.tenants.service import Tenants
 
 _NO_USAGE: Final = RunUsage()
-_SEAL_EVERY_S: Final = 1.0
-_log = structlog.get_logger("corral.scheduler")
 
 
 class Identities:
@@ -181,53 +174,6 @@ class TaskDesk:
         await self._views.wait_changed(within_s=min(within_s, 1.0))
 
 
-class LogDesk:
-    """Logs of runs whose tenant was checked, and their end when nobody else tells it."""
-
-    def __init__(self, logs: LogStore, views: TaskViews) -> None:
-        self._logs = logs
-        self._views = views
-        self._followed: Counter[LogKey] = Counter()
-
-    async def read(
-        self, tenant: str, task_id: str, run: RunView, *, offset: int, follow: bool
-    ) -> AsyncGenerator[bytes, None]:
-        """The log's bytes; a run that has ended and left nothing has nothing to wait for."""
-        key = LogKey(tenant, task_id, run.run)
-        if run.phase.final and self._logs.size(key) == 0:
-            follow = False
-        self._followed[key] += follow
-        try:
-            async for piece in self._logs.read(key, offset=offset, follow=follow):
-                yield piece
-        finally:
-            self._followed[key] -= follow
-            if not self._followed[key]:
-                del self._followed[key]
-
-    async def keep_sealing(self) -> None:
-        """Seal the logs of runs that the queue ended without their worker (lost, canceled, past the deadline).
-
-        Compares open logs with the queue once a second, so that no reader waits for bytes that cannot come.
-        """
-        while True:
-            for key in {*self._followed, *self._logs.open_logs()}:
-                try:
-                    await self._seal_if_ended(key)
-                except DependencyError as error:
-                    _log.warning("log not compared with the queue", task=key.task_id, error=str(error))
-            await asyncio.sleep(_SEAL_EVERY_S)
-
-    async def _seal_if_ended(self, key: LogKey) -> None:
-        try:
-            runs = await self._views.runs(key.tenant, key.task_id)
-        except NotFound:
-            self._logs.forget(key.tenant, key.task_id)
-            return
-        if key.run < len(runs) and runs[key.run].phase.final:
-            self._logs.seal(key)
-
-
 class FleetDesk:
     """The fleet as operators see it."""
 
@@ -318,8 +264,8 @@ def run_view(number: int, run: Run) -> RunView:
         signal=end.signal if end else None,
         end=end.end if end else "",
         message=end.message if end else "",
-        log=end.log if end else "",
-        log_bytes=end.log_bytes if end else 0,
+        log=run.log,
+        log_bytes=run.log_bytes or (end.log_bytes if end else 0),
         usage=end.usage if end else _NO_USAGE,
     )
 

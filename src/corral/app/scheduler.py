@@ -21,12 +21,12 @@ from corral.app.desks import (
     FleetDesk,
     Identities,
     LedgerDesk,
-    LogDesk,
     TaskDesk,
     TenantTable,
     record_access_refusal,
 )
 from corral.app.http_server import bind, serving
+from corral.app.log_desk import LogDesk
 from corral.app.start import configure_logging, read_arguments, run_process, tell
 from corral.blobs.service import keep_clean, open_store
 from corral.database.engine import Database
@@ -94,9 +94,9 @@ async def running_scheduler(config: Config) -> AsyncIterator[Addresses]:
         blobs = await stack.enter_async_context(
             open_store(config.blobs, data_dir=config.data, quota_bytes=partial(_quota_bytes, tenants), clock=clock)
         )
-        logs = LogStore(config.data / "logs", blobs.store, clock, config.logs)
         book = TenantTable(tenants)
         queue = Queue(database, clock, book, config.queue, check_payload=validate_payload, secret_names=secret_names)
+        logs = LogStore(config.data / "logs", blobs.store, clock, config.logs, on_sealed=queue.logs_finished)
         fleet = Fleet(
             SqlWorkerTable(database),
             clock,
@@ -110,10 +110,11 @@ async def running_scheduler(config: Config) -> AsyncIterator[Addresses]:
         await fleet.load()
         fleet_desk = FleetDesk(fleet)
         views = TaskViews(database, clock, book, queue.signals, waited_s=queue.waited_s, workers=fleet_desk.offers)
-        log_desk = LogDesk(logs, views)
+        log_desk = LogDesk(logs, blobs.store, views, clock)
         loops = await stack.enter_async_context(_loops())
         loops.start(logs.run(), name="logs")
         loops.start(log_desk.keep_sealing(), name="logs:seal")
+        loops.start(log_desk.keep_forgetting(), name="logs:forget")
         loops.start(fleet.run(), name="fleet")
         loops.start(run_sweeper(queue, clock), name="sweeper")
         for janitor in blobs.janitors:

@@ -1,7 +1,8 @@
 """The nouns of the ledger: what a run did, and what was refused to whom.
 
-Rows are written once and never change. They name content by digest and secrets not at all: an environment is kept as
-the digest of its names and values, so that two runs can be compared and nothing can be read out of the row.
+Rows are written once; only the name of a log is added when it is finished after its run. They name content by digest
+and secrets not at all: an environment is kept as the digest of its names and values, so that two runs can be compared
+and nothing can be read out of the row.
 """
 
 import msgspec
@@ -54,6 +55,15 @@ class AuditRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     cpu_user_s: float = 0.0
     cpu_system_s: float = 0.0
     memory_peak_bytes: int = 0
+
+
+class AuditLog(msgspec.Struct, frozen=True, kw_only=True):
+    """The finished log of a run, for its row."""
+
+    task_id: str
+    run: int
+    log: str
+    log_bytes: int
 
 
 class SecurityEvent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from corral.ledger.model import AuditEntry, AuditRow, Page, SecurityEntry, SecurityEvent
+from corral.ledger.model import AuditEntry, AuditLog, AuditRow, Page, SecurityEntry, SecurityEvent
 
 
 class AuditRows(Protocol):
@@ -17,6 +17,10 @@ class AuditRows(Protocol):
 
     async def add(self, connection: AsyncConnection, rows: Sequence[AuditRow]) -> None:
         """Write rows; a run that has one already keeps it."""
+        ...
+
+    async def add_logs(self, connection: AsyncConnection, logs: Sequence[AuditLog]) -> None:
+        """Name the logs of runs that have a row; one without a row, or whose row names a log, is left as it is."""
         ...
 
     async def of_task(self, connection: AsyncConnection, tenant: str, task_id: str) -> Sequence[AuditRow]:

@@ -52,6 +52,14 @@ class ResolvedReported(Fact, frozen=True):
     report: Resolved
 
 
+class LogFinished(Fact, frozen=True):
+    """The log of a run is complete and stored as the blob ``digest``."""
+
+    run: int
+    digest: str
+    log_bytes: int
+
+
 class WorkerLost(Fact, frozen=True):
     """The worker is gone, with every lease that it held."""
 
@@ -87,6 +95,7 @@ Event = (
     | Reclaimed
     | StartedReported
     | ResolvedReported
+    | LogFinished
     | WorkerLost
     | ClockTicked
     | CancelAsked
@@ -127,9 +136,15 @@ class WriteAudit(msgspec.Struct, frozen=True):
     report: Resolved | None
 
 
+class AmendAudit(msgspec.Struct, frozen=True):
+    """The log of a run that has ended was finished later: add it to the run's row in the ledger."""
+
+    run: int
+
+
 class ForgetTask(msgspec.Struct, frozen=True):
     """Remove the task and its story; audit rows stay."""
 
 
-Effect = RecordEvent | WakeClaimers | TellDependents | AbortRun | WriteAudit | ForgetTask
+Effect = RecordEvent | WakeClaimers | TellDependents | AbortRun | WriteAudit | AmendAudit | ForgetTask
 Outcome = tuple[TaskLife, tuple[Effect, ...]]

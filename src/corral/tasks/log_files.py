@@ -55,7 +55,7 @@ class LogFiles:
         return self._directory / key.tenant / f"{key.task_id}.{key.run}.{stage}"
 
     def scan(self) -> Iterator[tuple[LogKey, str]]:
-        """All logs and their stages; removes what a killed process left half-done."""
+        """All logs and their stages; removes what a killed process left half-done, so only for a start."""
         for path in sorted(self._directory.glob("*/*")):
             match path.name.split("."):
                 case [task_id, run, ("log" | "closed" | "sealed") as stage] if run.isdecimal():
@@ -64,6 +64,11 @@ class LogFiles:
                     path.unlink(missing_ok=True)
                 case _:
                     _logger.warning("unknown-file-among-logs", file=str(path))
+
+    def sealed_keys(self) -> list[LogKey]:
+        """The finished logs; blocks for as long as the folders are large."""
+        names = ((path.parent.name, path.name.split(".")) for path in self._directory.glob("*/*.sealed"))
+        return [LogKey(tenant, parts[0], int(parts[1])) for tenant, parts in names]
 
     def runs(self, tenant: str, task_id: str) -> frozenset[LogKey]:
         """The logs of a task, in whatever stage."""

@@ -12,8 +12,9 @@ microseconds of page cache each.
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -34,7 +35,10 @@ __all__ = ["LogConfig", "LogKey", "LogStore", "SealedLog"]
 _IDLE_S: Final = 3600.0
 _NEAR_BYTES: Final = 64 * 1024  # so close to its end a log is in the page cache: read it on the loop
 _FAR_BYTES: Final = 1024 * 1024
+_SEALED_AT_ONCE: Final = 16
 _logger = structlog.get_logger("corral.tasks.logs")
+
+OnSealed = Callable[[Sequence[tuple[LogKey, SealedLog]]], Awaitable[None]]
 
 
 class LogConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -74,7 +78,8 @@ class _Log:
 class LogStore:
     """All logs of one scheduler, under ``directory``; ``run()`` must run while it is used.
 
-    ``on_sealed`` hears of every sealed log (again after a crash), for whoever keeps the digest.
+    ``on_sealed`` hears of sealed logs, some at a time (again after a crash, or when it raised), for whoever keeps the
+    digests; a log's own file is removed only when it has returned.
     """
 
     def __init__(
@@ -84,7 +89,7 @@ class LogStore:
         clock: Clock,
         config: LogConfig | None = None,
         *,
-        on_sealed: Callable[[LogKey, SealedLog], None] | None = None,
+        on_sealed: OnSealed | None = None,
     ) -> None:
         self._files = LogFiles(directory)
         self._blobs = blobs
@@ -100,9 +105,12 @@ class LogStore:
         self._upkeep_wanted = Signal()
         self._without_log: OrderedDict[LogKey, None] = OrderedDict()  # runs that ended and never wrote
         self._sealed_count = 0
+        self._open: set[LogKey] = set()
         for key, stage in self._files.scan():
             if stage == "closed":
                 self._to_seal[key] = None
+            elif stage == "log":
+                self._open.add(key)
 
     # ---------------------------------------------------------------------------------------------- writing
 
@@ -208,7 +216,11 @@ class LogStore:
 
     def open_logs(self) -> tuple[LogKey, ...]:
         """Logs that nobody has closed; after a start, those whose run has ended want :meth:`seal`."""
-        return tuple(key for key, stage in self._files.scan() if stage == "log")
+        return tuple(self._open)
+
+    async def sealed_logs(self) -> list[LogKey]:
+        """All logs that are finished; those of tasks that are no more want :meth:`forget`."""
+        return await asyncio.to_thread(self._files.sealed_keys)
 
     def forget(self, tenant: str, task_id: str) -> tuple[SealedLog, ...]:
         """Remove all logs of a task; returns the sealed ones, whose blobs the caller may delete."""
@@ -217,6 +229,7 @@ class LogStore:
             if (sealed := self.sealed(key)) is not None:
                 forgotten.append(sealed)
             self._files.remove(key)
+            self._open.discard(key)
             self._ended_at_s.pop(key, None)
             self._to_seal.pop(key, None)
             self._expect_nothing(key)
@@ -286,18 +299,34 @@ class LogStore:
             if not self._to_seal:
                 await self._upkeep_wanted.wait_notified(within_s=_IDLE_S)
                 continue
-            key = next(iter(self._to_seal))
+            keys = list(islice(self._to_seal, _SEALED_AT_ONCE))
+            async with asyncio.TaskGroup() as packing:
+                tasks = [packing.create_task(self._pack_or_tell(key)) for key in keys]
+            packed = [(key, sealed) for key, task in zip(keys, tasks, strict=True) if (sealed := task.result())]
             try:
-                await self._seal(key)
-            except FileNotFoundError:
-                self._to_seal.pop(key, None)  # forgotten meanwhile
-            except (CorralError, OSError) as error:
-                _logger.warning("log-not-sealed", task=key.task_id, run=key.run, error=str(error))
-                if key in self._to_seal:
+                if self._on_sealed is not None and packed:
+                    await self._on_sealed(packed)
+            except CorralError as error:
+                _logger.warning("sealed-logs-not-told", logs=len(packed), error=str(error))
+                packed = []
+            for key, _ in packed:
+                self._finish(key)
+            if left := [key for key in keys if key in self._to_seal]:
+                for key in left:
                     self._to_seal.move_to_end(key)  # it stays readable from its file
                 await asyncio.sleep(self._config.seal_retry_s)
 
-    async def _seal(self, key: LogKey) -> None:
+    async def _pack_or_tell(self, key: LogKey) -> SealedLog | None:
+        try:
+            return await self._pack(key)
+        except FileNotFoundError:
+            self._to_seal.pop(key, None)  # forgotten meanwhile
+        except (CorralError, OSError) as error:
+            _logger.warning("log-not-sealed", task=key.task_id, run=key.run, error=str(error))
+        return None
+
+    async def _pack(self, key: LogKey) -> SealedLog | None:
+        """Make the log a blob, and the record that names it; None when it was forgotten meanwhile."""
         sealed = self.sealed(key)
         if sealed is None:
             closed, packed = self._files.path(key, "closed"), self._files.path(key, "packed")
@@ -311,9 +340,12 @@ class LogStore:
             await asyncio.to_thread(self._files.write_record, key, sealed)
         if key not in self._to_seal:
             self._files.remove(key)  # forgotten while we worked
-            return
-        if self._on_sealed is not None:
-            self._on_sealed(key, sealed)
+            return None
+        return sealed
+
+    def _finish(self, key: LogKey) -> None:
+        if key not in self._to_seal:
+            return  # forgotten while we told of it
         self._files.path(key, "closed").unlink(missing_ok=True)
         del self._to_seal[key]
         self._sealed_count += 1
@@ -355,6 +387,7 @@ class LogStore:
             marker = f"\n[corral] log cut at {format_size(limit)} (log_bytes_max)\n".encode() if overflow else b""
             try:
                 log.stored = self._files.write(key, log.stored, keep + marker)
+                self._open.add(key)
             except (QuotaExceeded, DependencyError):
                 if log.stored == 0 and self._files.find(key) is None:
                     del self._logs[key]
@@ -366,6 +399,7 @@ class LogStore:
 
     def _close(self, key: LogKey, log: _Log) -> None:
         log.closed = True
+        self._open.discard(key)
         self._ended_at_s.pop(key, None)
         if self._files.close(key):
             self._to_seal[key] = None

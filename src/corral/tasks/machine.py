@@ -22,6 +22,7 @@ from msgspec.structs import replace
 from corral.kernel.errors import Conflict, InvalidSpec
 from corral.tasks.events import (
     AbortRun,
+    AmendAudit,
     CancelAsked,
     Claimed,
     ClockTicked,
@@ -30,6 +31,7 @@ from corral.tasks.events import (
     Event,
     Fact,
     ForgetTask,
+    LogFinished,
     Outcome,
     Reclaimed,
     RecordEvent,
@@ -69,6 +71,7 @@ TRANSITIONS: Final[dict[Phase, dict[type[Fact], tuple[Phase, ...]]]] = {
         DependencyResolved: (Phase.UNSCHEDULED, Phase.PENDING, Phase.EXCEPTION),
         StartedReported: (Phase.UNSCHEDULED,),
         ResolvedReported: (Phase.UNSCHEDULED,),
+        LogFinished: (Phase.UNSCHEDULED,),
         WorkerLost: (Phase.UNSCHEDULED,),
         ClockTicked: (Phase.UNSCHEDULED, Phase.EXCEPTION),
         CancelAsked: (Phase.EXCEPTION,),
@@ -78,6 +81,7 @@ TRANSITIONS: Final[dict[Phase, dict[type[Fact], tuple[Phase, ...]]]] = {
         Claimed: (Phase.RUNNING, Phase.EXCEPTION),
         StartedReported: (Phase.PENDING,),
         ResolvedReported: (Phase.PENDING,),
+        LogFinished: (Phase.PENDING,),
         WorkerLost: (Phase.PENDING,),
         ClockTicked: (Phase.PENDING, Phase.EXCEPTION),
         CancelAsked: (Phase.EXCEPTION,),
@@ -87,6 +91,7 @@ TRANSITIONS: Final[dict[Phase, dict[type[Fact], tuple[Phase, ...]]]] = {
         Reclaimed: (Phase.RUNNING,),
         StartedReported: (Phase.RUNNING,),
         ResolvedReported: (Phase.RUNNING, Phase.PENDING, *_ALL_ENDS),
+        LogFinished: (Phase.RUNNING,),
         WorkerLost: (Phase.RUNNING, Phase.PENDING, Phase.EXCEPTION),
         ClockTicked: (Phase.RUNNING, Phase.PENDING, Phase.EXCEPTION),
         CancelAsked: (Phase.EXCEPTION,),
@@ -96,6 +101,7 @@ TRANSITIONS: Final[dict[Phase, dict[type[Fact], tuple[Phase, ...]]]] = {
             DependencyResolved: (end,),
             StartedReported: (end,),
             ResolvedReported: (end,),
+            LogFinished: (end,),
             WorkerLost: (end,),
             ClockTicked: (end,),
             RerunAsked: (Phase.UNSCHEDULED, Phase.PENDING),
@@ -248,6 +254,15 @@ def _on_resolved(life: TaskLife, event: ResolvedReported, now_s: float) -> Outco
         return after, (told, audit, *effects)
     told = RecordEvent("resolved", text, event.run, run.worker, facts)
     return _final(life, report.phase, report.reason, now_s), (told, audit, TellDependents())
+
+
+def _on_log_finished(life: TaskLife, event: LogFinished, now_s: float) -> Outcome:
+    """The first log stands: one that a late worker writes after it is not this run's."""
+    if not 0 <= event.run < len(life.runs) or life.runs[event.run].log:
+        return life, ()
+    run = replace(life.runs[event.run], log=event.digest, log_bytes=event.log_bytes)
+    life = replace(life, runs=(*life.runs[: event.run], run, *life.runs[event.run + 1 :]))
+    return life, ((AmendAudit(event.run),) if run.phase.final else ())
 
 
 def _on_worker_lost(life: TaskLife, event: WorkerLost, now_s: float) -> Outcome:
@@ -425,6 +440,7 @@ _STEPS: Final[dict[type[Fact], Callable[[TaskLife, Any, float], Outcome]]] = {
     Reclaimed: _on_reclaim,
     StartedReported: _on_started,
     ResolvedReported: _on_resolved,
+    LogFinished: _on_log_finished,
     WorkerLost: _on_worker_lost,
     ClockTicked: _on_tick,
     CancelAsked: _on_cancel,

@@ -150,7 +150,7 @@ class Resolved(msgspec.Struct, frozen=True, kw_only=True, tag="resolved"):
         message: one sentence for the user; "" when there is nothing to say.
         inputs: digests of what went in.
         env_digest: of the environment's names and values.
-        log: digest of the finished, compressed log; "" when there is none.
+        log: digest of a log that the worker stored itself; "" when the scheduler stores it (``Run.log``).
     """
 
     at_s: float
@@ -193,6 +193,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
         lease_until_s: the run must end or be reclaimed before; None unless running.
         end: what the worker reported, without artifacts, inputs and argv (the ledger keeps those); None when the queue
             itself ended the run.
+        log, log_bytes: digest of the finished, compressed log, and how many bytes of text it holds; "" and 0 until the
+            log is finished, and for good when nothing was written.
     """
 
     created: RunCreated
@@ -206,6 +208,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     resolved_s: float | None = None
     lease_until_s: float | None = None
     end: Resolved | None = None
+    log: str = ""
+    log_bytes: int = 0
 
 
 class Abort(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -27,6 +27,7 @@ from corral.tasks.events import (
     ClockTicked,
     DependencyResolved,
     Event,
+    LogFinished,
     Reclaimed,
     RerunAsked,
     ResolvedReported,
@@ -35,6 +36,7 @@ from corral.tasks.events import (
 )
 from corral.tasks.fair_share import Demand, share
 from corral.tasks.limits import QueueLimits
+from corral.tasks.log_files import LogKey, SealedLog
 from corral.tasks.model import Phase, RunReport, Started, Task, TaskDefinition
 from corral.tasks.ports import Claim, RunRef, TenantBook
 from corral.tasks.submission import PayloadCheck, Submission, accept, checked, failed_dependency
@@ -272,6 +274,21 @@ class Queue:
             for record in records
             if (abort := record.life.abort) is not None and abort.worker == worker and now_s < abort.until_s
         ]
+
+    # For the log store.
+
+    async def logs_finished(self, logs: Sequence[tuple[LogKey, SealedLog]]) -> None:
+        """Keep where the logs of runs are; a repeat, or a run that is forgotten, changes nothing."""
+
+        async def work(connection: AsyncConnection, unit: UnitOfWork) -> None:
+            records = await sql.load(connection, {key.task_id for key, _ in logs}, locked=True)
+            for key, sealed in logs:
+                record = records.get(key.task_id)
+                if record is not None and record.tenant == key.tenant:
+                    unit.step(record, LogFinished(key.run, sealed.digest, sealed.log_bytes))
+
+        if logs:
+            await self._write(work)
 
     # For the sweeper.
 

@@ -11,12 +11,13 @@ from typing import Final
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from corral.ledger.adapters.sql import SqlAuditRows
-from corral.ledger.model import AuditRow
+from corral.ledger.model import AuditLog, AuditRow
 from corral.tasks import machine
 from corral.tasks.adapters import sql
 from corral.tasks.audit import audit_row
 from corral.tasks.events import (
     AbortRun,
+    AmendAudit,
     Effect,
     Event,
     ForgetTask,
@@ -47,6 +48,7 @@ class UnitOfWork:
     _events: list[sql.NewEvent] = field(default_factory=list)
     _artifacts: list[tuple[sql.Record, int, Sequence[Artifact]]] = field(default_factory=list)
     _audit: list[AuditRow] = field(default_factory=list)
+    _audit_logs: list[AuditLog] = field(default_factory=list)
     _resolved: list[str] = field(default_factory=list)
     _forgotten: list[str] = field(default_factory=list)
 
@@ -84,6 +86,8 @@ class UnitOfWork:
         await sql.write(connection, writes)
         if self._audit:
             await _AUDIT.add(connection, self._audit)
+        if self._audit_logs:
+            await _AUDIT.add_logs(connection, self._audit_logs)
         if self._resolved:
             self.dependents = await sql.mark_dependents(connection, sorted(self._resolved), self.now_s)
         if forgotten:
@@ -106,6 +110,11 @@ class UnitOfWork:
                     )
                     if effect.report is not None and effect.report.artifacts:
                         self._artifacts.append((record, effect.run, effect.report.artifacts))
+                case AmendAudit():
+                    run = record.life.runs[effect.run]
+                    self._audit_logs.append(
+                        AuditLog(task_id=record.id, run=effect.run, log=run.log, log_bytes=run.log_bytes)
+                    )
                 case ForgetTask():
                     self._forgotten.append(record.id)
 

@@ -1,6 +1,6 @@
 """What users see of the queue: tasks, runs, artifacts, stories, reasons and numbers. Nothing here changes anything."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -68,6 +68,11 @@ class TaskViews:
     async def runs(self, tenant: str, task_id: str) -> Sequence[Run]:
         """The runs of a task, by number. Raises: NotFound."""
         return (await self._read(tenant, task_id)).life.runs
+
+    async def tasks_named(self, ids: Collection[str]) -> dict[str, Task]:
+        """Those of the tasks, of any tenant, that are there; for upkeep, not for users."""
+        found = await self._database.read(lambda connection: sql.load(connection, ids, locked=False))
+        return {task_id: record.task() for task_id, record in found.items()}
 
     async def artifacts(self, tenant: str, task_id: str, run: int | None = None) -> list[Artifact]:
         """Artifacts of a run (None: of the last that ended by a report). Raises: NotFound."""

@@ -4,16 +4,17 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Table, delete, insert, select
+from sqlalchemy import Table, bindparam, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from corral.database.statements import insert_new
 from corral.database.tables import audit, security_events
 from corral.kernel.errors import InvalidSpec
-from corral.ledger.model import AuditEntry, AuditRow, Fact, Page, SecurityEntry, SecurityEvent
+from corral.ledger.model import AuditEntry, AuditLog, AuditRow, Fact, Page, SecurityEntry, SecurityEvent
 
 PAGE_MAX: Final = 1000
 _SEQ_MAX: Final = 2**63 - 1
+_AMEND: Final = update(audit).where(audit.c.seq == bindparam("b_seq")).values(facts=bindparam("b_facts"))
 
 
 class SqlAuditRows:
@@ -22,6 +23,20 @@ class SqlAuditRows:
     async def add(self, connection: AsyncConnection, rows: Sequence[AuditRow]) -> None:
         if rows:
             await connection.execute(insert_new(connection, audit), [_audit_columns(row) for row in rows])
+
+    async def add_logs(self, connection: AsyncConnection, logs: Sequence[AuditLog]) -> None:
+        by_run = {(log.task_id, log.run): log for log in logs}
+        wanted = audit.c.task_id.in_(sorted({log.task_id for log in logs}))
+        found = await connection.execute(select(audit.c.seq, audit.c.facts).where(wanted).with_for_update())
+        amended = []
+        for seq, facts in found:
+            row = _decode_audit(facts)
+            log = by_run.get((row.task_id, row.run))
+            if log is not None and not row.log:
+                row = msgspec.structs.replace(row, log=log.log, log_bytes=log.log_bytes)
+                amended.append({"b_seq": seq, "b_facts": msgspec.json.encode(row)})
+        if amended:
+            await connection.execute(_AMEND, amended)
 
     async def of_task(self, connection: AsyncConnection, tenant: str, task_id: str) -> Sequence[AuditRow]:
         query = (
