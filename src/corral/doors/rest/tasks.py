@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final
 
 from litestar import Controller, Request, get, post
 from litestar.openapi.spec import OpenAPIMediaType, OpenAPIType, Operation, Reference, RequestBody, Schema
-from litestar.params import Parameter
+from litestar.params import HeaderParameter, Parameter
 
 from corral.client.model import RunView, Story, StoryEvent, SubmitBatch, TaskBatch, TaskPage, TaskView, Why
 from corral.doors.rest.decode import decode_submission
@@ -61,7 +61,7 @@ class TaskDoor(Controller):
         request: Request[Any, Any, Any],
         services: Services,
         caller: Caller,
-        idempotency_key: Annotated[str, Parameter(header="idempotency-key", required=False)] = "",
+        idempotency_key: Annotated[str, HeaderParameter(name="idempotency-key", required=False)] = "",
     ) -> TaskView | TaskBatch:
         """Accepts all or none."""
         if len(idempotency_key) > _KEY_CHARACTERS:
