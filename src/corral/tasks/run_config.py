@@ -71,6 +71,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         slots: runs whose command may run at the same time.
         ending_max: further runs that may be telling their end; more, and nothing new is claimed.
         claim_wait_s: the long poll.
+        claim_gather_s: how long a worker of which more than half is busy waits for further room before it claims.
         retry_s: the first pause after a claim, renewal or report that failed; doubles up to ``retry_max_s``.
         tick_s: how often leases are looked at.
         lease_part: a lease is renewed when this part of it has passed.
@@ -81,6 +82,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     slots: int = 8
     ending_max: int = 64
     claim_wait_s: float = 20.0
+    claim_gather_s: float = 0.01
     retry_s: float = 0.1
     retry_max_s: float = 5.0
     tick_s: float = 0.5
@@ -93,8 +95,8 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise ValueError("slots must be between 1 and 1000")
         if self.ending_max < 1:
             raise ValueError("ending_max must be at least 1")
-        for name in ("claim_wait_s", "retry_s", "retry_max_s", "tick_s", "drain_within_s", "stop_within_s"):
-            if not getattr(self, name) > 0:
+        for name in self.__struct_fields__:
+            if name.endswith("_s") and not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0 seconds")
         if not 0 < self.lease_part < 1:
             raise ValueError("lease_part must be between 0 and 1")

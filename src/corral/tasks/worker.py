@@ -202,6 +202,10 @@ class Worker:
             if free == 0:
                 await self._room.wait_notified(within_s=self._config.claim_wait_s)
                 continue
+            await self._gather_room()
+            free = self.slots_free
+            if free == 0:
+                continue  # drained or held meanwhile
             self._tell_idle()
             try:
                 claims = await self._claim(free)
@@ -215,6 +219,14 @@ class Worker:
                 self._begin(claim, runs)
             if claims:
                 self._on_change()
+
+    async def _gather_room(self) -> None:
+        """A worker of which more than half is busy waits a moment: one claim for several costs little more than one."""
+        until_s = self._clock.monotonic_s() + self._config.claim_gather_s
+        while 0 < self.slots_free * 2 < self._config.slots and not self.draining:
+            left_s = until_s - self._clock.monotonic_s()
+            if left_s <= 0 or not await self._room.wait_notified(within_s=left_s):
+                return
 
     async def _claim(self, free: int) -> Sequence[Claim]:
         claims: Sequence[Claim] = ()

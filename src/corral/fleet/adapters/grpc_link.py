@@ -25,7 +25,7 @@ from corral.wire.transport import ClientTls, WireLimits, open_channel
 from corral.wire.v1 import fleet_pb2
 from corral.wire.v1.fleet_pb2_grpc import FleetStub
 
-_STATE_GAP_S: Final = 0.1  # at most ten states a second, however often something changes
+_STATE_GAP_S: Final = 0.5  # at most two states a second, however often something changes
 _logger = structlog.get_logger("corral.fleet.link")
 
 

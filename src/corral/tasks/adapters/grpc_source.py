@@ -1,7 +1,9 @@
 """The worker's end of the queue's protocol: claims, renewals and reports over the link's session.
 
-Reports batch by themselves: while one call is under way, those that come meanwhile wait and go together in the next.
-Every call may be repeated, so a report is sent until it is answered; what it does, it does once.
+Reports go together: those that come while a call is under way, or within ``report_gap_s`` of the last one, wait for
+the next; and that a command started waits a moment for its end, because most commands are short and a call costs the
+scheduler more than a report does. Every call may be repeated, so a report is sent until it is answered; what it does,
+it does once.
 """
 
 import asyncio
@@ -17,9 +19,10 @@ import structlog
 
 from corral.fleet.adapters.grpc_link import LinkSession, SchedulerLink
 from corral.fleet.adapters.messages import ref_from_message, ref_to_message
+from corral.kernel.concurrency import Signal
 from corral.kernel.errors import CorralError, SchedulerUnavailable, TooLarge, Unauthenticated
 from corral.tasks.adapters.messages import claim_from_message, report_to_message
-from corral.tasks.model import RunReport
+from corral.tasks.model import RunReport, Started
 from corral.tasks.ports import Claim, RunRef
 from corral.wire.errors import error_of_code, error_of_rpc
 from corral.wire.v1 import fleet_pb2
@@ -37,12 +40,16 @@ class SourceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         answer_s: how long an answer may take, beyond the wait that a claim asks for.
         retry_min_s, retry_max_s: pauses before a report is sent again; they double, with jitter.
         batch_reports_max: how many reports go in one call.
+        report_gap_s: the least time between the beginnings of two calls; the first after a pause goes at once.
+        started_wait_s: how long the report of a start may wait for another report to go with.
     """
 
     answer_s: float = 10.0
     retry_min_s: float = 0.05
     retry_max_s: float = 2.0
     batch_reports_max: int = 256
+    report_gap_s: float = 0.01
+    started_wait_s: float = 0.02
 
 
 @dataclass(slots=True, eq=False)
@@ -51,14 +58,21 @@ class _Waiting:
     message: fleet_pb2.RunReport
     done: bool = False
     error: CorralError | None = None
+    answered: Signal = field(default_factory=Signal)
+
+    def answer(self, error: CorralError | None) -> None:
+        """The queue has heard it; ``error`` is what it has against it."""
+        self.error, self.done = error, True
+        self.answered.notify()
 
 
 @dataclass(slots=True)
 class _Outbox:
-    """Reports that wait; whoever holds the turn sends them, its own among them."""
+    """Reports that wait; whoever holds the turn sends them, its own among them, not before ``next_s``."""
 
     waiting: deque[_Waiting] = field(default_factory=deque)
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    next_s: float = float("-inf")
 
     def take(self, count: int) -> list[_Waiting]:
         batch: list[_Waiting] = []
@@ -130,6 +144,8 @@ class GrpcTaskSource:
         self._outbox.waiting.append(mine)
         pause_s = self._config.retry_min_s
         try:
+            if isinstance(report, Started):
+                await mine.answered.wait_notified(within_s=self._config.started_wait_s)
             while not mine.done:
                 async with self._outbox.turn:
                     answered = await self._send_with(mine)
@@ -146,6 +162,10 @@ class GrpcTaskSource:
         """Send what waits, ``mine`` sooner or later among it; False when something must be sent again."""
         if mine.done:
             return True
+        loop = asyncio.get_running_loop()
+        if (early_s := self._outbox.next_s - loop.time()) > 0:
+            await asyncio.sleep(early_s)
+        self._outbox.next_s = loop.time() + self._config.report_gap_s
         batch = self._outbox.take(self._config.batch_reports_max)
         try:
             return await self._send(batch)
@@ -164,16 +184,16 @@ class GrpcTaskSource:
             for item, result in zip(batch, response.results, strict=True):
                 error = error_of_code(result.error_code, result.error) if result.error_code else None
                 if error is None or not error.retryable:
-                    item.error, item.done = error, True
+                    item.answer(error)
         except TooLarge as error:
             if len(batch) == 1:
-                batch[0].error, batch[0].done = error, True
+                batch[0].answer(error)
             else:
                 return await self._send_halves(batch)
         except CorralError as error:
             if not error.retryable:
                 for item in batch:
-                    item.error, item.done = error, True
+                    item.answer(error)
         return all(item.done for item in batch)
 
     async def _send_halves(self, batch: Sequence[_Waiting]) -> bool:
