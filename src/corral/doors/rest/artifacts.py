@@ -5,9 +5,11 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from litestar import Controller, get
+from litestar.params import FromPath, FromQuery
 from litestar.response import Stream
 
 from corral.client.model import ArtifactList
+from corral.doors.rest.given import GivenCaller, GivenServices
 from corral.doors.rest.services import Caller, Services
 from corral.doors.rest.tar import tar_of_tree
 from corral.kernel.digest import Digest
@@ -25,7 +27,9 @@ class ArtifactDoor(Controller):
     opt = {"area": "tasks"}  # noqa: RUF012 (Litestar copies it per handler)
 
     @get("/artifacts", summary="Artifacts of one run, or of the newest")
-    async def all(self, services: Services, caller: Caller, task_id: str, run: int | None = None) -> ArtifactList:
+    async def all(
+        self, services: GivenServices, caller: GivenCaller, task_id: FromPath[str], run: FromQuery[int | None] = None
+    ) -> ArtifactList:
         """Names, kinds, digests and sizes."""
         return await services.tasks.artifacts(caller.tenant, task_id, run)
 
@@ -34,7 +38,14 @@ class ArtifactDoor(Controller):
         summary="Download an artifact",
         description="A file comes as its bytes; a directory as a tar stream.",
     )
-    async def download(self, services: Services, caller: Caller, task_id: str, run: int, name: str) -> Stream:
+    async def download(
+        self,
+        services: GivenServices,
+        caller: GivenCaller,
+        task_id: FromPath[str],
+        run: FromPath[int],
+        name: FromPath[str],
+    ) -> Stream:
         """Never shown by a browser as a page of ours: artifacts are other people's bytes."""
         artifact = await _artifact(services, caller, task_id, run, name.lstrip("/"))
         services.streams.check_room()

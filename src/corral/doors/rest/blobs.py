@@ -4,17 +4,18 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Annotated, Any, Final
 
 from litestar import Controller, Request, Response, get, post, put
-from litestar.params import Body, Parameter
+from litestar.params import Body, PathParameter, QueryParameter
 from litestar.response import Stream
 
 from corral.client.model import Digests
-from corral.doors.rest.services import Caller, Services
+from corral.doors.rest.given import GivenCaller, GivenServices
+from corral.doors.rest.services import Services
 from corral.kernel.digest import Digest
 from corral.kernel.errors import InvalidSpec, NotFound, TooLarge
 
 _ASKED_MAX: Final = 10_000
 
-DigestText = Annotated[str, Parameter(description="`b3:<hex>-<size>` or `sha256:<hex>-<size>`")]
+DigestText = Annotated[str, PathParameter(description="`b3:<hex>-<size>` or `sha256:<hex>-<size>`")]
 
 
 class BlobDoor(Controller):
@@ -26,7 +27,10 @@ class BlobDoor(Controller):
 
     @post("/find-missing", status_code=200, summary="Which of these digests are not stored", opt={"reads": True})
     async def find_missing(
-        self, services: Services, caller: Caller, data: Annotated[Digests, Body(description="Digests to look for")]
+        self,
+        services: GivenServices,
+        caller: GivenCaller,
+        data: Annotated[Digests, Body(description="Digests to look for")],
     ) -> Digests:
         """A digest that is not returned was marked as used now."""
         if len(data.digests) > _ASKED_MAX:
@@ -42,7 +46,7 @@ class BlobDoor(Controller):
         request_max_body_size=None,
     )
     async def write(
-        self, request: Request[Any, Any, Any], services: Services, caller: Caller, digest: DigestText
+        self, request: Request[Any, Any, Any], services: GivenServices, caller: GivenCaller, digest: DigestText
     ) -> Response[None]:
         """Nothing becomes visible unless all of it arrived and matches."""
         named = Digest.parse(digest)
@@ -54,11 +58,11 @@ class BlobDoor(Controller):
     @get("/{digest:str}", summary="Read a blob")
     async def read(
         self,
-        services: Services,
-        caller: Caller,
+        services: GivenServices,
+        caller: GivenCaller,
         digest: DigestText,
-        offset: Annotated[int, Parameter(ge=0)] = 0,
-        length: Annotated[int | None, Parameter(ge=0)] = None,
+        offset: Annotated[int, QueryParameter(ge=0)] = 0,
+        length: Annotated[int | None, QueryParameter(ge=0)] = None,
     ) -> Stream:
         """A part of it with ``offset`` and ``length``."""
         named = Digest.parse(digest)

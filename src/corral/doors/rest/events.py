@@ -5,9 +5,11 @@ from typing import Any, Final
 
 import msgspec
 from litestar import Controller, Request, get
+from litestar.params import FromQuery
 from litestar.response import Stream
 
-from corral.doors.rest.services import Caller, Services
+from corral.doors.rest.given import GivenCaller, GivenServices
+from corral.doors.rest.services import Services
 from corral.doors.rest.sse import EVENT_STREAM, NO_BUFFERING, comment, event, last_event_id
 
 _BATCH: Final = 500
@@ -29,11 +31,11 @@ class EventDoor(Controller):
     async def stream(
         self,
         request: Request[Any, Any, Any],
-        services: Services,
-        caller: Caller,
-        task_id: str = "",
-        group: str = "",
-        after: int = -1,
+        services: GivenServices,
+        caller: GivenCaller,
+        task_id: FromQuery[str] = "",
+        group: FromQuery[str] = "",
+        after: FromQuery[int] = -1,
     ) -> Stream:
         """Events named by their kind, with the event as JSON."""
         if task_id:

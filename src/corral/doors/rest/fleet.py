@@ -3,10 +3,11 @@
 from typing import Any
 
 from litestar import Controller, Request, get, post
+from litestar.params import FromPath
 
 from corral.client.model import WorkerList, WorkerView
 from corral.doors.rest.entrance import must_be_admin
-from corral.doors.rest.services import Caller, Services
+from corral.doors.rest.given import GivenCaller, GivenServices
 from corral.kernel.errors import NotFound
 
 
@@ -18,12 +19,12 @@ class WorkerDoor(Controller):
     opt = {"area": "fleet"}  # noqa: RUF012 (Litestar copies it per handler)
 
     @get(summary="All workers that are not forgotten")
-    async def all(self, services: Services, caller: Caller) -> WorkerList:
+    async def all(self, services: GivenServices, caller: GivenCaller) -> WorkerList:
         """Every tenant may see them; only administrators steer them."""
         return WorkerList(workers=tuple(await services.fleet.workers()))
 
     @get("/{worker_id:str}", summary="One worker")
-    async def one(self, services: Services, caller: Caller, worker_id: str) -> WorkerView:
+    async def one(self, services: GivenServices, caller: GivenCaller, worker_id: FromPath[str]) -> WorkerView:
         """Its state as last heard."""
         for worker in await services.fleet.workers():
             if worker.id == worker_id:
@@ -32,7 +33,7 @@ class WorkerDoor(Controller):
 
     @post("/{worker_id:str}/drain", status_code=200, summary="Let a worker finish what it runs and take nothing new")
     async def drain(
-        self, request: Request[Any, Any, Any], services: Services, caller: Caller, worker_id: str
+        self, request: Request[Any, Any, Any], services: GivenServices, caller: GivenCaller, worker_id: FromPath[str]
     ) -> WorkerView:
         """For administrators."""
         must_be_admin(caller, request)
@@ -40,7 +41,7 @@ class WorkerDoor(Controller):
 
     @post("/{worker_id:str}/undrain", status_code=200, summary="Let a draining worker take work again")
     async def undrain(
-        self, request: Request[Any, Any, Any], services: Services, caller: Caller, worker_id: str
+        self, request: Request[Any, Any, Any], services: GivenServices, caller: GivenCaller, worker_id: FromPath[str]
     ) -> WorkerView:
         """For administrators."""
         must_be_admin(caller, request)

@@ -7,7 +7,7 @@ from litestar import MediaType, Response, get
 
 from corral import __version__
 from corral.client.model import Version
-from corral.doors.rest.services import Services
+from corral.doors.rest.given import GivenServices
 
 _NAME: Final = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*(\{[^{}\n]*\})?")
 
@@ -19,7 +19,7 @@ async def health() -> str:
 
 
 @get("/ready", media_type=MediaType.TEXT, tags=["health"], summary="200 when tasks can run")
-async def ready(services: Services) -> Response[str]:
+async def ready(services: GivenServices) -> Response[str]:
     """503 until the database answers and a worker is ready."""
     workers = [worker for worker in await services.fleet.workers() if worker.state == "ready"]
     if not workers:
@@ -28,7 +28,7 @@ async def ready(services: Services) -> Response[str]:
 
 
 @get("/metrics", media_type=MediaType.TEXT, tags=["health"], summary="Counters and gauges for Prometheus")
-async def metrics(services: Services) -> str:
+async def metrics(services: GivenServices) -> str:
     """Text format, version 0.0.4."""
     lines = [
         f"{name} {value:.10g}" for name, value in sorted((await services.metrics()).items()) if _NAME.fullmatch(name)

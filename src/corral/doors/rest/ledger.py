@@ -3,10 +3,11 @@
 from typing import Any
 
 from litestar import Controller, Request, get
+from litestar.params import FromQuery
 
 from corral.client.model import AuditPage, SecurityEventPage
 from corral.doors.rest.entrance import must_be_admin
-from corral.doors.rest.services import Caller, Services
+from corral.doors.rest.given import GivenCaller, GivenServices
 from corral.doors.rest.tasks import After, Limit, page_rows
 
 
@@ -19,7 +20,12 @@ class LedgerDoor(Controller):
 
     @get("/audit", summary="One row per run, newest first")
     async def audit(
-        self, services: Services, caller: Caller, task_id: str = "", limit: Limit = 50, after: After = ""
+        self,
+        services: GivenServices,
+        caller: GivenCaller,
+        task_id: FromQuery[str] = "",
+        limit: Limit = 50,
+        after: After = "",
     ) -> AuditPage:
         """Only the caller's tenant."""
         rows = page_rows(services, limit)
@@ -29,8 +35,8 @@ class LedgerDoor(Controller):
     async def security_events(
         self,
         request: Request[Any, Any, Any],
-        services: Services,
-        caller: Caller,
+        services: GivenServices,
+        caller: GivenCaller,
         limit: Limit = 50,
         after: After = "",
     ) -> SecurityEventPage:

@@ -8,17 +8,18 @@ from typing import Annotated, Any, Final
 
 import msgspec
 from litestar import Controller, Request, get
-from litestar.params import Parameter
+from litestar.params import FromPath, FromQuery, QueryParameter
 from litestar.response import Stream
 
 from corral.client.model import RunView
+from corral.doors.rest.given import GivenCaller, GivenServices
 from corral.doors.rest.services import Caller, Services
 from corral.doors.rest.sse import EVENT_STREAM, NO_BUFFERING, comment, event, last_event_id
 from corral.kernel.errors import InvalidSpec, NotFound
 
 _RANGE: Final = re.compile(r"bytes=(\d{1,18})-")
 
-Offset = Annotated[int, Parameter(ge=0, description="First byte wanted; `Range: bytes=N-` means the same")]
+Offset = Annotated[int, QueryParameter(ge=0, description="First byte wanted; `Range: bytes=N-` means the same")]
 
 
 class LogDoor(Controller):
@@ -36,12 +37,12 @@ class LogDoor(Controller):
     async def plain(
         self,
         request: Request[Any, Any, Any],
-        services: Services,
-        caller: Caller,
-        task_id: str,
-        run: int,
+        services: GivenServices,
+        caller: GivenCaller,
+        task_id: FromPath[str],
+        run: FromPath[int],
         offset: Offset = 0,
-        follow: bool = False,
+        follow: FromQuery[bool] = False,
     ) -> Stream:
         """Bytes exactly as the command wrote them (secrets masked), so escape codes are the reader's concern."""
         view = await _run(services, caller, task_id, run)
@@ -59,10 +60,10 @@ class LogDoor(Controller):
     async def events(
         self,
         request: Request[Any, Any, Any],
-        services: Services,
-        caller: Caller,
-        task_id: str,
-        run: int,
+        services: GivenServices,
+        caller: GivenCaller,
+        task_id: FromPath[str],
+        run: FromPath[int],
         offset: Offset = 0,
     ) -> Stream:
         """Events ``log`` with ``{"text": …}``, then one ``end``."""

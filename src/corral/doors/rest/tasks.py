@@ -7,19 +7,20 @@ from typing import Annotated, Any, Final
 
 from litestar import Controller, Request, get, post
 from litestar.openapi.spec import OpenAPIMediaType, OpenAPIType, Operation, Reference, RequestBody, Schema
-from litestar.params import HeaderParameter, Parameter
+from litestar.params import FromPath, FromQuery, HeaderParameter, PathParameter, QueryParameter
 
 from corral.client.model import RunView, Story, StoryEvent, SubmitBatch, TaskBatch, TaskPage, TaskView, Why
 from corral.doors.rest.decode import decode_submission
-from corral.doors.rest.services import Caller, Services
+from corral.doors.rest.given import GivenCaller, GivenServices
+from corral.doors.rest.services import Services
 from corral.kernel.errors import InvalidSpec
 from corral.tasks.model import Phase
 
 _KEY_CHARACTERS: Final = 200
 
-TaskId = Annotated[str, Parameter(description="Id of the task, `task_…`")]
-Limit = Annotated[int, Parameter(description="Rows in the page")]
-After = Annotated[str, Parameter(description="`next` of the page before")]
+TaskId = Annotated[str, PathParameter(description="Id of the task, `task_…`")]
+Limit = Annotated[int, QueryParameter(description="Rows in the page")]
+After = Annotated[str, QueryParameter(description="`next` of the page before")]
 
 
 @dataclass
@@ -59,8 +60,8 @@ class TaskDoor(Controller):
     async def submit(
         self,
         request: Request[Any, Any, Any],
-        services: Services,
-        caller: Caller,
+        services: GivenServices,
+        caller: GivenCaller,
         idempotency_key: Annotated[str, HeaderParameter(name="idempotency-key", required=False)] = "",
     ) -> TaskView | TaskBatch:
         """Accepts all or none."""
@@ -73,11 +74,11 @@ class TaskDoor(Controller):
     @get(summary="List tasks, newest first")
     async def page(
         self,
-        services: Services,
-        caller: Caller,
-        phase: str = "",
-        group: str = "",
-        name: str = "",
+        services: GivenServices,
+        caller: GivenCaller,
+        phase: FromQuery[str] = "",
+        group: FromQuery[str] = "",
+        name: FromQuery[str] = "",
         limit: Limit = 50,
         after: After = "",
     ) -> TaskPage:
@@ -95,13 +96,13 @@ class TaskDoor(Controller):
     )
     async def one(
         self,
-        services: Services,
-        caller: Caller,
+        services: GivenServices,
+        caller: GivenCaller,
         task_id: TaskId,
-        wait_s: float = 0.0,
-        known_phase: str = "",
-        known_run: int = -1,
-        known_started: bool = False,
+        wait_s: FromQuery[float] = 0.0,
+        known_phase: FromQuery[str] = "",
+        known_run: FromQuery[int] = -1,
+        known_started: FromQuery[bool] = False,
     ) -> TaskView:
         """The task now, or as soon as it is no longer what the caller knows."""
         clock = services.clock
@@ -116,12 +117,12 @@ class TaskDoor(Controller):
             await services.tasks.wait_changed(within_s=left_s)
 
     @get("/{task_id:str}/runs", summary="The task's runs, oldest first")
-    async def runs(self, services: Services, caller: Caller, task_id: TaskId) -> Sequence[RunView]:
+    async def runs(self, services: GivenServices, caller: GivenCaller, task_id: TaskId) -> Sequence[RunView]:
         """All runs."""
         return (await services.tasks.get(caller.tenant, task_id)).runs
 
     @get("/{task_id:str}/story", summary="Everything that happened to the task")
-    async def story(self, services: Services, caller: Caller, task_id: TaskId) -> Story:
+    async def story(self, services: GivenServices, caller: GivenCaller, task_id: TaskId) -> Story:
         """Oldest first."""
         events = await services.tasks.story(caller.tenant, task_id)
         return Story(
@@ -140,17 +141,17 @@ class TaskDoor(Controller):
         )
 
     @get("/{task_id:str}/why", summary="Why the task is where it is")
-    async def why(self, services: Services, caller: Caller, task_id: TaskId) -> Why:
+    async def why(self, services: GivenServices, caller: GivenCaller, task_id: TaskId) -> Why:
         """Whole sentences."""
         return await services.tasks.why(caller.tenant, task_id)
 
     @post("/{task_id:str}/cancel", status_code=200, summary="Cancel the task; its process dies within a second")
-    async def cancel(self, services: Services, caller: Caller, task_id: TaskId) -> TaskView:
+    async def cancel(self, services: GivenServices, caller: GivenCaller, task_id: TaskId) -> TaskView:
         """The task, resolved as exception(canceled)."""
         return await services.tasks.cancel(caller, task_id)
 
     @post("/{task_id:str}/rerun", status_code=200, summary="Give a final task a new run")
-    async def rerun(self, services: Services, caller: Caller, task_id: TaskId) -> TaskView:
+    async def rerun(self, services: GivenServices, caller: GivenCaller, task_id: TaskId) -> TaskView:
         """The task, pending again."""
         return await services.tasks.rerun(caller, task_id)
 
@@ -163,7 +164,7 @@ class GroupDoor(Controller):
     opt = {"area": "tasks"}  # noqa: RUF012 (Litestar copies it per handler)
 
     @post("/{group:str}/cancel", status_code=200, summary="Cancel all tasks of a group")
-    async def cancel(self, services: Services, caller: Caller, group: str) -> TaskBatch:
+    async def cancel(self, services: GivenServices, caller: GivenCaller, group: FromPath[str]) -> TaskBatch:
         """The tasks that were canceled."""
         return TaskBatch(tasks=tuple(await services.tasks.cancel_group(caller, group)))
 
