@@ -381,6 +381,10 @@ static bool make_pipes(struct exec *e, const struct exec_request *r, struct laun
         return false;
     e->out.fd = ends[0];
     l->out = ends[1];
+    if (r->flags & EXEC_MERGE) {
+        l->err = l->out;
+        return true;
+    }
     if (!make_pipe(ends, 0))
         return false;
     e->err.fd = ends[0];
@@ -389,10 +393,13 @@ static bool make_pipes(struct exec *e, const struct exec_request *r, struct laun
 }
 
 static void close_launch(const struct launch *l) {
-    int mine[] = {l->in, l->out, l->err};
-    for (int i = 0; i < 3; i++)
-        if (mine[i] >= 0 && (i == 0 || mine[i] != l->in)) /* a terminal is one for all three */
-            close(mine[i]);
+    /* a terminal is one for all three, a merged pipe one for two */
+    if (l->in >= 0)
+        close(l->in);
+    if (l->out >= 0 && l->out != l->in)
+        close(l->out);
+    if (l->err >= 0 && l->err != l->out)
+        close(l->err);
 }
 
 static struct keeper *take_unused(void) {

@@ -63,6 +63,7 @@
 #define EXEC_STDIN 1
 #define EXEC_TERMINAL 2
 #define EXEC_USER 4
+#define EXEC_MERGE 8 /* stdout and stderr are one pipe: their order is the command's own */
 
 /* how an exec ended, in EXIT */
 #define EXIT_STATUS 0

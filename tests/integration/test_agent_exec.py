@@ -50,6 +50,29 @@ async def test_output_and_status_come_back(bare: Bare) -> None:
     assert (done.result.end, done.result.exit_status, done.result.shell_status) == (End.EXITED, 3, 3)
 
 
+async def test_merged_output_keeps_the_order_in_which_the_command_wrote(bare: Bare) -> None:
+    script = "i=0; while [ $i -lt 500 ]; do echo out $i; echo err $i >&2; i=$((i+1)); done"
+    pieces: list[tuple[Channel, bytes]] = []
+
+    result = await bare[0].exec(
+        shell(script, merge_output=True), on_output=lambda channel, data: pieces.append((channel, data))
+    )
+
+    assert result.ok
+    assert {channel for channel, _ in pieces} == {1}
+    assert b"".join(data for _, data in pieces) == b"".join(b"out %d\nerr %d\n" % (i, i) for i in range(500))
+
+
+async def test_merged_output_ends_although_a_half_of_it_is_closed_and_counts_against_one_limit(bare: Bare) -> None:
+    closed = await bare[0].exec(shell("exec >&-; echo still here >&2; exit 5", merge_output=True))
+    flood = await bare[0].exec(
+        shell("while :; do echo out; echo err >&2; done", merge_output=True, output_bytes_max=100_000)
+    )
+
+    assert (closed.end, closed.exit_status) == (End.EXITED, 5)
+    assert flood.end is End.OUTPUT_LIMIT
+
+
 async def test_a_signal_is_told_as_a_signal(bare: Bare) -> None:
     done = await bare[0].run("sh", "-c", "kill -SEGV $$", env=PATH)
 

@@ -22,7 +22,7 @@ class Size:
     cpus: float = 2.0
     processes: int = 512
     files: int = 1_000_000
-    disk_bytes: int = 2 * GIB
+    disk_bytes: int = 1 * GIB
     open_files: int = 4096
 
 
@@ -77,6 +77,7 @@ class ExecRequest:
         terminal: when given, stdin/stdout/stderr are one pseudo-terminal of this size.
         timeout_s: wall time; when it passes, the whole process tree is killed and the end is TIMED_OUT.
         output_bytes_max: bound on stdout plus stderr; beyond it the tree is killed and the end is OUTPUT_LIMIT.
+        merge_output: stdout and stderr are one pipe, told as stdout, so that their order is the command's own.
     """
 
     argv: tuple[str, ...]
@@ -85,6 +86,7 @@ class ExecRequest:
     terminal: TerminalSize | None = None
     timeout_s: float | None = None
     output_bytes_max: int | None = None
+    merge_output: bool = False
 
 
 class End(StrEnum):

@@ -296,6 +296,7 @@ def _request(draft: ExecDraft) -> ExecRequest:
         cwd=draft.cwd,
         timeout_s=draft.timeout_s,
         output_bytes_max=draft.output_bytes_max,
+        merge_output=True,  # the log keeps the order of what the command wrote
     )
 
 

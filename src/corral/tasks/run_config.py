@@ -12,7 +12,7 @@ class SizeLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     cpus: float = 2.0
     processes: int = 512
     files: int = 1_000_000
-    disk_bytes: int = 2 * GIB
+    disk_bytes: int = 1 * GIB
     open_files: int = 4096
 
     def __post_init__(self) -> None:

@@ -30,12 +30,8 @@ class RunLog:
         self.size_bytes = 0
         self.closed = False
         self._outlet: LogOutlet | None = None
-        hidden = tuple(secret.encode() for secret in secrets if secret)
-        self._hidden = hidden
-        # One masker per stream catches a secret in one stream while the other interrupts it; one over all of them
-        # catches a secret that only the mixture shows.
-        self._by_stream: dict[int, Masker] = {}
-        self._merged = Masker(hidden) if hidden else None
+        self._hidden = tuple(secret.encode() for secret in secrets if secret)
+        self._masker = Masker(self._hidden) if self._hidden else None
         self._at_line_start = True
 
     def attach(self, outlet: LogOutlet) -> None:
@@ -45,20 +41,16 @@ class RunLog:
         self._outlet = outlet
 
     def write(self, stream: int, data: bytes) -> Awaitable[None] | None:
-        """Add the command's bytes; ``stream`` is 1 or 2. What is returned, if anything, is back-pressure: await it."""
-        if self._merged is not None:
-            masker = self._by_stream.get(stream)
-            if masker is None:
-                masker = self._by_stream[stream] = Masker(self._hidden)
-            data = self._merged.feed(masker.feed(data))
-        return self._hand_on(data)
+        """Add the command's bytes, whichever ``stream`` they come from: a run's are merged where they are written.
+
+        What is returned, if anything, is back-pressure: await it.
+        """
+        del stream
+        return self._hand_on(data if self._masker is None else self._masker.feed(data))
 
     def command_ended(self) -> Awaitable[None] | None:
         """The command writes nothing more: what was held back cannot become a secret any more. Await the result."""
-        if self._merged is None:
-            return None
-        held = b"".join(self._merged.feed(masker.finish()) for masker in self._by_stream.values())
-        return self._hand_on(held + self._merged.finish())
+        return None if self._masker is None else self._hand_on(self._masker.finish())
 
     def line(self, text: str) -> None:
         """Add a line of ours."""

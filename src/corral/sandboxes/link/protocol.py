@@ -61,6 +61,7 @@ READY_IS_INIT: Final = 1
 EXEC_STDIN: Final = 1
 EXEC_TERMINAL: Final = 2
 EXEC_USER: Final = 4
+EXEC_MERGE: Final = 8
 EXIT_STATUS: Final = 0
 EXIT_SIGNAL: Final = 1
 EXIT_LEFT_PROCESSES: Final = 1
@@ -221,6 +222,7 @@ def encode_exec(request: ExecRequest, *, stdin: bool, user: tuple[int, int] | No
     """Payload of EXEC; ``user`` is (uid, gid)."""
     terminal = request.terminal or TerminalSize(0, 0)
     flags = EXEC_STDIN * stdin | EXEC_TERMINAL * (request.terminal is not None) | EXEC_USER * (user is not None)
+    flags |= EXEC_MERGE * request.merge_output
     uid, gid = user or (0, 0)
     return b"".join(
         (
