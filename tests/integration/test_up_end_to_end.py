@@ -27,6 +27,9 @@ except CorralError as error:
 needs_agent = pytest.mark.skipif(bool(_ABSENT), reason=_ABSENT or "there is an agent")
 
 
+FIRST_RUN_HANGS = 'if [ "$CORRAL_RUN_ID" = 0 ]; then sleep 600; fi; echo survived'
+
+
 @dataclass
 class Up:
     """A running `corral up`."""
@@ -243,7 +246,7 @@ def test_mistakes_in_a_submission_are_listed_at_once(up: Up, tmp_path: Path) -> 
 
 
 def test_a_worker_that_is_killed_is_started_again_and_its_task_runs_again(up: Up) -> None:
-    task_id = up.cli("run", "--detach", "--", "sh", "-c", "sleep 2; echo survived").stdout.strip()
+    task_id = up.cli("run", "--detach", "--", "sh", "-c", FIRST_RUN_HANGS).stdout.strip()
     wait_until(lambda: running(up, task_id), "running")
 
     up.child("worker").kill()
