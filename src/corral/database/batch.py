@@ -2,19 +2,20 @@
 
 SQLAlchemy prepares the parameters of every row of an ``executemany`` on its own, which costs more than SQLite needs to
 write it, and each statement costs a hop between threads. Here a statement is compiled once, rows are plain tuples, and
-on SQLite all statements of one call make one hop.
+on SQLite all statements of one call make one hop, or none when they are short.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Insert, Update
 from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from corral.database.sqlite_thread import SqliteConnection
+from corral.database.sqlite_thread import thread_of
 
 Rows = Sequence[Mapping[str, Any]]
+_SHORT_ROWS: Final = 64
 
 
 class ManyRows:
@@ -45,9 +46,7 @@ async def execute_batches(connection: AsyncConnection, batches: Sequence[tuple[M
         for many, rows in filled:
             await connection.execute(many.statement, rows)
         return
-    thread = (await connection.get_raw_connection()).driver_connection
-    if not isinstance(thread, SqliteConnection):
-        raise TypeError(f"expected a SqliteConnection, not {thread!r}")
+    thread = thread_of(connection)
     prepared: list[tuple[str, list[tuple[Any, ...]]]] = []
     for many, rows in filled:
         text, names = many.for_sqlite(connection.dialect)
@@ -57,4 +56,5 @@ async def execute_batches(connection: AsyncConnection, batches: Sequence[tuple[M
         for text, values in prepared:
             thread.execute_nowait(text, values, many=True).close()
 
-    await thread.run(run)
+    short = sum(len(rows) for _, rows in filled) <= _SHORT_ROWS
+    await (thread.run_short(run) if short else thread.run(run))

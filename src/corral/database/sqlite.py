@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from corral.database.errors import FOREIGN, mapped
 from corral.database.limits import DatabaseLimits
 from corral.database.ports import Backend
-from corral.database.sqlite_thread import SqliteConnection
+from corral.database.sqlite_thread import SqliteConnection, thread_of
 from corral.database.url import DatabaseUrl
 from corral.kernel.concurrency import background, finish
 from corral.kernel.errors import CorralError, QueueFull, StoreUnavailable
@@ -125,11 +125,11 @@ class _Writer:
         """One transaction, one fsync; each write succeeds or fails alone, unless the transaction itself is lost."""
         try:
             connection = await self.connect()
-            thread = await _thread_of(connection)
+            thread = thread_of(connection)
             done = [(each, value) for each in batch for value in await self._attempt(connection, thread, each)]
             if thread.in_transaction:
                 await thread.run(lambda: _leave(thread.raw))
-            await connection.rollback()  # after a commit only SQLAlchemy's own state
+            await _let_go(connection)
         except FOREIGN as error:
             lost: BaseException = mapped(error)
         except _TransactionLost as error:
@@ -202,16 +202,15 @@ def _leave(raw: sqlite3.Connection) -> None:
     raw.execute("COMMIT")
 
 
+async def _let_go(connection: AsyncConnection) -> None:
+    """Our commit is done; SQLAlchemy may still believe in a transaction of its own."""
+    if connection.in_transaction():
+        await connection.rollback()
+
+
 def _fail(waiting: _Waiting, error: BaseException) -> None:
     if not waiting.answer.done():
         waiting.answer.set_exception(error)
-
-
-async def _thread_of(connection: AsyncConnection) -> SqliteConnection:
-    thread = (await connection.get_raw_connection()).driver_connection
-    if not isinstance(thread, SqliteConnection):
-        raise TypeError(f"expected a SqliteConnection, not {thread!r}")
-    return thread
 
 
 async def _ended(task: "asyncio.Task[None]") -> None:

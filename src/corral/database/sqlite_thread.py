@@ -1,9 +1,13 @@
-"""A SQLite connection on a thread of its own, with one hop per statement.
+"""A SQLite connection on a thread of its own, with one hop per statement, or none.
 
 SQLAlchemy's aiosqlite dialect speaks to a connection object through five coroutines. The package aiosqlite makes
 four hops between threads for each statement (open a cursor, execute, fetch, close) and each costs more than the
 statement itself; this connection makes one, and opens the transaction in the same hop. It is handed to the dialect by
 ``async_creator_fn``. Rows are fetched at once: every query of ours is bounded.
+
+A statement that takes microseconds, in a transaction that is open (its lock is held, so there is nothing to wait for),
+costs less than the hop to the thread: ``run_short`` executes it where it is called. Beginnings, which may wait for a
+lock, and commits, which wait for the disk, always go to the thread.
 """
 
 import asyncio
@@ -13,6 +17,8 @@ from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Self, TypeVar
+
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 T = TypeVar("T")
 Job = Callable[[], None]
@@ -34,6 +40,7 @@ class SqliteConnection:
         self._busy_timeout_s = busy_timeout_s
         self._connection: sqlite3.Connection | None = None  # this name too is part of the dialect's expectations
         self._prelude: tuple[str, ...] = ()
+        self._under_way = 0
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="sqlite", daemon=True)
 
@@ -56,12 +63,19 @@ class SqliteConnection:
             try:
                 value = work()
             except BaseException as error:  # noqa: BLE001 - whatever it is, it belongs to the one who waits
-                _tell(loop, answer, None, error)
+                self._tell(loop, answer, None, error)
             else:
-                _tell(loop, answer, value, None)
+                self._tell(loop, answer, value, None)
 
+        self._under_way += 1
         self._jobs.put(job)
         return await answer
+
+    async def run_short(self, work: Callable[[], T]) -> T:
+        """Run ``work``, a few statements that take microseconds: here when that is safe, else on the thread."""
+        if self._under_way or not self.in_transaction:
+            return await self.run(work)
+        return work()
 
     @property
     def raw(self) -> sqlite3.Connection:
@@ -149,6 +163,24 @@ class SqliteConnection:
         while (job := self._jobs.get()) is not None:
             job()
 
+    def _tell(
+        self, loop: asyncio.AbstractEventLoop, answer: "asyncio.Future[Any]", value: Any, error: BaseException | None
+    ) -> None:
+        def settle() -> None:
+            self._under_way -= 1
+            if answer.done():  # the one who waited was canceled
+                return
+            if error is None:
+                answer.set_result(value)
+            else:
+                answer.set_exception(error)
+
+        try:
+            loop.call_soon_threadsafe(settle)
+        except RuntimeError:
+            if not loop.is_closed():
+                raise
+
 
 class SqliteCursor:
     """A cursor that has everything after ``execute``."""
@@ -201,19 +233,10 @@ class SqliteCursor:
         cursor.close()
 
 
-def _tell(
-    loop: asyncio.AbstractEventLoop, answer: "asyncio.Future[Any]", value: Any, error: BaseException | None
-) -> None:
-    def settle() -> None:
-        if answer.done():  # the one who waited was canceled
-            return
-        if error is None:
-            answer.set_result(value)
-        else:
-            answer.set_exception(error)
-
-    try:
-        loop.call_soon_threadsafe(settle)
-    except RuntimeError:
-        if not loop.is_closed():
-            raise
+def thread_of(connection: AsyncConnection) -> SqliteConnection:
+    """The connection below SQLAlchemy's. Raises TypeError when it is not SQLite's."""
+    proxied = connection.sync_connection
+    found = None if proxied is None else proxied.connection.driver_connection
+    if not isinstance(found, SqliteConnection):
+        raise TypeError(f"expected a SqliteConnection, not {found!r}")
+    return found

@@ -1,12 +1,25 @@
 """The few statements that the dialects spell differently, so that repositories stay the same for both."""
 
+from collections.abc import Mapping, Sequence
+
 from sqlalchemy import Insert, Table
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from corral.database.batch import ManyRows
+
 
 def insert_new(connection: AsyncConnection, table: Table) -> Insert:
     """An INSERT that passes over rows whose unique key is taken."""
-    if connection.dialect.name == "postgresql":
+    return _insert_new(connection.dialect.name, table)
+
+
+def many_new(table: Table, columns: Sequence[str]) -> Mapping[str, ManyRows]:
+    """The same for many rows of ``columns``, by the name of the dialect."""
+    return {dialect: ManyRows(_insert_new(dialect, table), columns) for dialect in ("postgresql", "sqlite")}
+
+
+def _insert_new(dialect: str, table: Table) -> Insert:
+    if dialect == "postgresql":
         return postgresql.insert(table).on_conflict_do_nothing()
     return sqlite.insert(table).on_conflict_do_nothing()

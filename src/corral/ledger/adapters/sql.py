@@ -7,13 +7,15 @@ import msgspec
 from sqlalchemy import Table, bindparam, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from corral.database.statements import insert_new
+from corral.database.batch import execute_batches
+from corral.database.statements import many_new
 from corral.database.tables import audit, security_events
 from corral.kernel.errors import InvalidSpec
 from corral.ledger.model import AuditEntry, AuditLog, AuditRow, Fact, Page, SecurityEntry, SecurityEvent
 
 PAGE_MAX: Final = 1000
 _SEQ_MAX: Final = 2**63 - 1
+_ADD: Final = many_new(audit, [name for name in audit.c.keys() if name != "seq"])
 _AMEND: Final = update(audit).where(audit.c.seq == bindparam("b_seq")).values(facts=bindparam("b_facts"))
 
 
@@ -22,7 +24,7 @@ class SqlAuditRows:
 
     async def add(self, connection: AsyncConnection, rows: Sequence[AuditRow]) -> None:
         if rows:
-            await connection.execute(insert_new(connection, audit), [_audit_columns(row) for row in rows])
+            await execute_batches(connection, [(_ADD[connection.dialect.name], [_audit_columns(row) for row in rows])])
 
     async def add_logs(self, connection: AsyncConnection, logs: Sequence[AuditLog]) -> None:
         by_run = {(log.task_id, log.run): log for log in logs}

@@ -12,10 +12,10 @@ from typing import Any, Final
 
 import msgspec
 import sqlalchemy as sa
-from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from corral.database.batch import ManyRows, execute_batches
+from corral.database.query import Query
 from corral.database.tables import artifacts, dependencies, idempotency_keys, task_events, tasks
 from corral.tasks.machine import due_s
 from corral.tasks.model import Artifact, ArtifactKind, Phase, Priority, Task, TaskDefinition, TaskEvent, TaskLife
@@ -94,13 +94,14 @@ _SAVE: Final = ManyRows(
     .values({name: sa.bindparam(f"b_{name}") for name in _SAVED}),
     ["b_id", *(f"b_{name}" for name in _SAVED)],
 )
-_LOAD: Final = sa.select(*_RECORD).where(tasks.c.id.in_(sa.bindparam("ids", expanding=True))).order_by(tasks.c.id)
-_LOAD_LOCKED: Final = _LOAD.with_for_update()
+_BY_ID: Final = sa.select(*_RECORD).where(tasks.c.id.in_(sa.bindparam("ids", expanding=True))).order_by(tasks.c.id)
+_LOAD: Final = Query(_BY_ID, lists=["ids"])
+_LOAD_LOCKED: Final = Query(_BY_ID.with_for_update(), lists=["ids"])
 _PHASES: Final = sa.select(tasks.c.id, tasks.c.phase).where(
     tasks.c.id.in_(sa.bindparam("ids", expanding=True)), tasks.c.tenant == sa.bindparam("tenant")
 )
 _PHASES_SHARED: Final = _PHASES.order_by(tasks.c.id).with_for_update(read=True)
-_PENDING: Final = (
+_PENDING: Final = Query(
     sa.select(*_RECORD)
     .where(
         tasks.c.tenant == sa.bindparam("tenant"),
@@ -109,16 +110,19 @@ _PENDING: Final = (
     )
     .order_by(tasks.c.rank, tasks.c.created_s, tasks.c.id)
     .limit(sa.bindparam("count"))
-    .with_for_update(skip_locked=True)
+    .with_for_update(skip_locked=True),
+    lists=["runtimes"],
 )
-_DUE: Final = (
+_DUE: Final = Query(
     sa.select(*_RECORD)
     .where(tasks.c.due_s <= sa.bindparam("now_s"))
     .order_by(tasks.c.due_s)
     .limit(sa.bindparam("count"))
     .with_for_update(skip_locked=True)
 )
-_HELD: Final = sa.select(*_RECORD).where(tasks.c.worker_id == sa.bindparam("worker")).order_by(tasks.c.id)
+_OF_WORKER: Final = sa.select(*_RECORD).where(tasks.c.worker_id == sa.bindparam("worker")).order_by(tasks.c.id)
+_HELD: Final = Query(_OF_WORKER)
+_HELD_LOCKED: Final = Query(_OF_WORKER.with_for_update())
 _GROUP_LIVE: Final = (
     sa.select(*_RECORD)
     .where(
@@ -130,14 +134,26 @@ _GROUP_LIVE: Final = (
     .limit(sa.bindparam("count"))
     .with_for_update()
 )
-_COUNT_WAITING: Final = sa.select(sa.func.count()).select_from(
-    sa.select(sa.literal(1))
-    .where(
-        tasks.c.tenant == sa.bindparam("tenant"),
-        tasks.c.phase.in_([Phase.UNSCHEDULED.value, Phase.PENDING.value]),
+_COUNT_WAITING: Final = Query(
+    sa.select(sa.func.count()).select_from(
+        sa.select(sa.literal(1))
+        .where(
+            tasks.c.tenant == sa.bindparam("tenant"),
+            tasks.c.phase.in_([Phase.UNSCHEDULED.value, Phase.PENDING.value]),
+        )
+        .limit(sa.bindparam("bound"))
+        .subquery()
     )
-    .limit(sa.bindparam("bound"))
-    .subquery()
+)
+_SUBMISSION: Final = Query(
+    sa.select(idempotency_keys.c.request, idempotency_keys.c.task_ids).where(
+        idempotency_keys.c.tenant == sa.bindparam("tenant"), idempotency_keys.c.key == sa.bindparam("key")
+    )
+)
+_KEEP_SUBMISSION: Final = ManyRows(idempotency_keys.insert(), idempotency_keys.c.keys())
+_ANY_DEPENDENT: Final = Query(
+    sa.select(dependencies.c.task_id).where(dependencies.c.needs_id.in_(sa.bindparam("ids", expanding=True))).limit(1),
+    lists=["ids"],
 )
 _MARK_DEPENDENTS: Final = (
     tasks.update()
@@ -184,7 +200,7 @@ async def load(connection: AsyncConnection, ids: Collection[str], *, locked: boo
     found: dict[str, Record] = {}
     statement = _LOAD_LOCKED if locked else _LOAD
     for some in _slices(sorted(set(ids))):
-        found.update((row.id, _record(row)) for row in await connection.execute(statement, {"ids": some}))
+        found.update((row[0], _record(row)) for row in await statement.rows(connection, {"ids": some}))
     return found
 
 
@@ -203,7 +219,7 @@ async def phases(
 async def pending(connection: AsyncConnection, tenant: str, count: int, runtimes: Sequence[str]) -> list[Record]:
     """The next ``count`` pending tasks of a tenant that a worker with these runtimes can run; locked."""
     values = {"tenant": tenant, "count": count, "runtimes": ["", *runtimes]}
-    return [_record(row) for row in await connection.execute(_PENDING, values)]
+    return [_record(row) for row in await _PENDING.rows(connection, values)]
 
 
 async def loads(
@@ -215,20 +231,20 @@ async def loads(
     for some in _slices(tenants, 100):
         values = {f"tenant_{place}": tenant for place, tenant in enumerate(some)}
         values |= {"bound": bound, "runtimes": ["", *runtimes]}
-        for row in await connection.execute(_loads_of(len(some)), values):
-            answers.append(Load(tenant=row.tenant, pending=row.waiting, running=row.running))
+        for tenant, waiting, running in await _loads_of(len(some)).rows(connection, values):
+            answers.append(Load(tenant=tenant, pending=waiting, running=running))
     return answers
 
 
 async def due(connection: AsyncConnection, now_s: float, count: int) -> list[Record]:
     """Tasks for which the clock matters now; locked, those that another scheduler holds left out."""
-    return [_record(row) for row in await connection.execute(_DUE, {"now_s": now_s, "count": count})]
+    return [_record(row) for row in await _DUE.rows(connection, {"now_s": now_s, "count": count})]
 
 
 async def held(connection: AsyncConnection, worker: str, *, locked: bool) -> list[Record]:
     """Tasks whose current run the worker holds, or whose aborted run it must kill."""
-    statement = _HELD.with_for_update() if locked else _HELD
-    return [_record(row) for row in await connection.execute(statement, {"worker": worker})]
+    held_by = _HELD_LOCKED if locked else _HELD
+    return [_record(row) for row in await held_by.rows(connection, {"worker": worker})]
 
 
 async def live_of_group(connection: AsyncConnection, tenant: str, group: str, count: int) -> list[Record]:
@@ -239,6 +255,8 @@ async def live_of_group(connection: AsyncConnection, tenant: str, group: str, co
 
 async def mark_dependents(connection: AsyncConnection, ids: Sequence[str], now_s: float) -> bool:
     """Make tasks that wait for one of ``ids`` due; True when there are any."""
+    if not await _ANY_DEPENDENT.rows(connection, {"ids": ids}):
+        return False  # nearly always, and much cheaper to find out
     answer = await connection.execute(_MARK_DEPENDENTS, {"ids": ids, "b_now_s": now_s})
     return answer.rowcount > 0
 
@@ -315,7 +333,8 @@ async def listed(
 
 async def count_waiting(connection: AsyncConnection, tenant: str, *, bound: int) -> int:
     """How many tasks of the tenant are unscheduled or pending, counted up to ``bound``."""
-    return int((await connection.execute(_COUNT_WAITING, {"tenant": tenant, "bound": bound})).scalar_one())
+    ((count,),) = await _COUNT_WAITING.rows(connection, {"tenant": tenant, "bound": bound})
+    return int(count)
 
 
 async def count_ahead(connection: AsyncConnection, record: Record) -> int:
@@ -346,11 +365,8 @@ async def tenants_seen(connection: AsyncConnection) -> set[str]:
 
 async def find_submission(connection: AsyncConnection, tenant: str, key: str) -> tuple[str, tuple[str, ...]] | None:
     """Digest of the request and ids of the tasks that were submitted under this idempotency key."""
-    statement = sa.select(idempotency_keys.c.request, idempotency_keys.c.task_ids).where(
-        idempotency_keys.c.tenant == tenant, idempotency_keys.c.key == key
-    )
-    row = (await connection.execute(statement)).one_or_none()
-    return None if row is None else (row.request, _decode_ids(row.task_ids))
+    found = await _SUBMISSION.rows(connection, {"tenant": tenant, "key": key})
+    return next(((request, _decode_ids(task_ids)) for request, task_ids in found), None)
 
 
 async def keep_submission(
@@ -358,7 +374,7 @@ async def keep_submission(
 ) -> None:
     """Remember a submission. Raises Conflict (through the database) when another one was quicker."""
     row = {"tenant": tenant, "key": key, "request": request, "task_ids": _encode(ids), "created_s": now_s}
-    await connection.execute(idempotency_keys.insert(), row)
+    await execute_batches(connection, [(_KEEP_SUBMISSION, [row])])
 
 
 async def forget_submissions(connection: AsyncConnection, before_s: float) -> None:
@@ -367,9 +383,9 @@ async def forget_submissions(connection: AsyncConnection, before_s: float) -> No
 
 
 @lru_cache(maxsize=64)
-def _loads_of(tenants: int) -> sa.CompoundSelect[Any]:
-    """One statement that counts for so many tenants, ``tenant_0`` and on."""
-    return sa.union_all(*(_load_of(f"tenant_{place}") for place in range(tenants)))
+def _loads_of(tenants: int) -> Query:
+    """One query that counts for so many tenants, ``tenant_0`` and on."""
+    return Query(sa.union_all(*(_load_of(f"tenant_{place}") for place in range(tenants))), lists=["runtimes"])
 
 
 def _load_of(parameter: str) -> sa.Select[Any]:
@@ -446,14 +462,10 @@ def _artifact_row(record: Record, run: int, artifact: Artifact) -> dict[str, Any
     }
 
 
-def _record(row: Row[*tuple[Any, ...]]) -> Record:
-    return Record(
-        id=row.id,
-        tenant=row.tenant,
-        group=row.group_id,
-        definition_json=bytes(row.definition),
-        life=_decode_life(row.life),
-    )
+def _record(row: Sequence[Any]) -> Record:
+    """From the columns of ``_RECORD``."""
+    task_id, tenant, group, definition, life = row
+    return Record(id=task_id, tenant=tenant, group=group, definition_json=bytes(definition), life=_decode_life(life))
 
 
 def _slices(values: Sequence[str], size: int = _IDS_PER_STATEMENT) -> Iterable[Sequence[str]]:
