@@ -13,8 +13,9 @@ from corral.blobs.ports import BlobStore
 from corral.fleet.adapters.blobs import BlobsServicer, SchedulerBlobs
 from corral.fleet.adapters.grpc_link import LinkConfig, SchedulerLink
 from corral.fleet.adapters.grpc_server import FleetServicer, serving
+from corral.fleet.adapters.memory import MemoryWorkerTable
 from corral.fleet.model import Capacity, Registration, RunRef, WorkerState
-from corral.fleet.ports import QueueHooks, WorkerRow
+from corral.fleet.ports import QueueHooks
 from corral.fleet.service import Fleet
 from corral.kernel.clock import SystemClock
 from corral.kernel.concurrency import Signal
@@ -32,17 +33,6 @@ from corral.wire.transport import WireLimits
 from corral.wire.v1 import fleet_pb2_grpc
 
 
-class Table:
-    async def load(self) -> Sequence[WorkerRow]:
-        return ()
-
-    async def save(self, rows: Sequence[WorkerRow]) -> None:
-        pass
-
-    async def delete(self, worker_ids: object) -> None:
-        pass
-
-
 async def nothing(worker_id: str) -> Sequence[RunRef]:
     return ()
 
@@ -50,7 +40,7 @@ async def nothing(worker_id: str) -> Sequence[RunRef]:
 @asynccontextmanager
 async def over_the_wire(store: BlobStore) -> AsyncIterator[SchedulerBlobs]:
     hooks = QueueHooks(worker_lost=nothing, desired_cancels=nothing, aborts=Signal())
-    fleet = Fleet(Table(), SystemClock(), hooks, lambda token, actor="": None)
+    fleet = Fleet(MemoryWorkerTable(), SystemClock(), hooks, lambda token, actor="": None)
 
     def add(server: grpc.aio.Server) -> None:
         fleet_pb2_grpc.add_FleetServicer_to_server(FleetServicer(fleet, "sch_1"), server)

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -11,8 +11,9 @@ import pytest
 
 from corral.fleet.adapters.grpc_link import LinkConfig, SchedulerLink
 from corral.fleet.adapters.grpc_server import FleetServicer, serving
+from corral.fleet.adapters.memory import MemoryWorkerTable
 from corral.fleet.model import Capacity, DesiredState, FleetConfig, Registration, RunRef, WorkerPhase, WorkerState
-from corral.fleet.ports import QueueHooks, WorkerRow
+from corral.fleet.ports import QueueHooks
 from corral.fleet.service import Fleet
 from corral.kernel.clock import SystemClock
 from corral.kernel.concurrency import Signal
@@ -25,27 +26,12 @@ TOKEN = "worker-token"
 RUN = RunRef(task_id="task_1", run=0, token=7)
 
 
-class Table:
-    def __init__(self) -> None:
-        self.rows: dict[str, WorkerRow] = {}
-
-    async def load(self) -> Sequence[WorkerRow]:
-        return list(self.rows.values())
-
-    async def save(self, rows: Sequence[WorkerRow]) -> None:
-        self.rows |= {row.life.worker_id: row for row in rows}
-
-    async def delete(self, worker_ids: Collection[str]) -> None:
-        for worker_id in worker_ids:
-            self.rows.pop(worker_id, None)
-
-
 @dataclass
 class World:
     """A scheduler that can be stopped and started again on the same port."""
 
     config: FleetConfig = field(default_factory=FleetConfig)
-    table: Table = field(default_factory=Table)
+    table: MemoryWorkerTable = field(default_factory=MemoryWorkerTable)
     lost: list[str] = field(default_factory=list)
     lost_fails: int = 0
     cancel: list[RunRef] = field(default_factory=list)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from corral.kernel.errors import Conflict, InvalidSpec
+from corral.kernel.ids import new_id
 
 
 @contextmanager
@@ -39,3 +40,12 @@ def locked_directory(directory: Path, role: str) -> Iterator[Path]:
         yield directory
     finally:
         os.close(descriptor)
+
+
+def kept_id(file: Path, prefix: str, *, now_s: float) -> str:
+    """The id that a data directory keeps for its process, made at the first start."""
+    if not file.exists():
+        fresh = file.with_suffix(".new")
+        fresh.write_text(new_id(prefix, now_s=now_s))
+        fresh.rename(file)
+    return file.read_text().strip()

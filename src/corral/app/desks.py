@@ -197,7 +197,7 @@ class FleetDesk:
                 worker=worker.registration.worker_id,
                 runtimes=worker.registration.runtimes,
                 slots=worker.registration.capacity.slots,
-                slots_free=worker.state.slots_free if worker.state else 0,
+                slots_free=worker.state.slots_free if worker.state else worker.registration.capacity.slots,
                 draining=worker.drain,
             )
             for worker in self._fleet.list_workers()

@@ -16,7 +16,7 @@ import structlog
 
 from corral.app.address import split_address
 from corral.app.config_sections import Config
-from corral.app.datadir import locked_directory
+from corral.app.datadir import kept_id, locked_directory
 from corral.app.desks import (
     FleetDesk,
     Identities,
@@ -41,10 +41,10 @@ from corral.fleet.ports import QueueHooks
 from corral.fleet.service import Fleet
 from corral.kernel.clock import SystemClock
 from corral.kernel.errors import CorralError
-from corral.kernel.ids import new_token
 from corral.ledger.adapters.sql import SqlAuditRows, SqlSecurityEvents
 from corral.ledger.model import SecurityEvent
 from corral.ledger.service import Ledger
+from corral.sandboxes.runtimes.registry import name_mistake
 from corral.tasks.adapters.grpc_server import QueueServicer
 from corral.tasks.adapters.run_owner import tenant_of_run
 from corral.tasks.logs import LogStore
@@ -95,8 +95,17 @@ async def running_scheduler(config: Config) -> AsyncIterator[Addresses]:
             open_store(config.blobs, data_dir=config.data, quota_bytes=partial(_quota_bytes, tenants), clock=clock)
         )
         book = TenantTable(tenants)
-        queue = Queue(database, clock, book, config.queue, check_payload=validate_payload, secret_names=secret_names)
+        queue = Queue(
+            database,
+            clock,
+            book,
+            config.queue,
+            check_payload=validate_payload,
+            check_runtime=lambda name: name_mistake(name, offered=_offered(fleet)),
+            secret_names=secret_names,
+        )
         logs = LogStore(config.data / "logs", blobs.store, clock, config.logs, on_sealed=queue.logs_finished)
+        scheduler_id = kept_id(config.data / "scheduler.id", "sch", now_s=clock.now_s())
         fleet = Fleet(
             SqlWorkerTable(database),
             clock,
@@ -105,6 +114,7 @@ async def running_scheduler(config: Config) -> AsyncIterator[Addresses]:
             ),
             tenants.authenticate_worker,
             config.fleet,
+            scheduler_id=scheduler_id,
             on_refusal=partial(_record_fleet_refusal, ledger, clock),
         )
         await fleet.load()
@@ -123,7 +133,7 @@ async def running_scheduler(config: Config) -> AsyncIterator[Addresses]:
             serving_grpc(
                 config.scheduler.grpc,
                 [
-                    partial(fleet_pb2_grpc.add_FleetServicer_to_server, FleetServicer(fleet, new_token()[:16])),
+                    partial(fleet_pb2_grpc.add_FleetServicer_to_server, FleetServicer(fleet, scheduler_id)),
                     partial(
                         fleet_pb2_grpc.add_QueueServicer_to_server,
                         QueueServicer(fleet, queue, logs, tenant_of_run(database)),
@@ -203,6 +213,10 @@ async def _loops() -> AsyncIterator[_Loops]:
 def _check_addresses(config: Config, tenants: Tenants) -> None:
     http = config.scheduler.http
     tenants.check_listen(http, is_loopback=is_loopback(http))
+
+
+def _offered(fleet: Fleet) -> set[str]:
+    return {name for worker in fleet.list_workers() for name in worker.registration.runtimes}
 
 
 def _quota_bytes(tenants: Tenants, name: str) -> int | None:

@@ -21,7 +21,7 @@ import structlog
 
 from corral import __version__
 from corral.app.config_sections import Config
-from corral.app.datadir import locked_directory
+from corral.app.datadir import kept_id, locked_directory
 from corral.app.start import configure_logging, read_arguments, run_process, tell
 from corral.blobs.adapters.tiered import Tier
 from corral.blobs.service import keep_clean, open_store
@@ -210,7 +210,7 @@ async def _sweep(runtimes: Mapping[str, Runtime]) -> None:
 
 def _registration(config: Config, runtimes: Mapping[str, Runtime]) -> Registration:
     return Registration(
-        worker_id=config.join.id or _kept_id(config.data / "worker.id"),
+        worker_id=config.join.id or kept_id(config.data / "worker.id", "wrk", now_s=SystemClock().now_s()),
         instance=new_token()[:16],
         capacity=Capacity(
             slots=config.worker.slots,
@@ -222,15 +222,6 @@ def _registration(config: Config, runtimes: Mapping[str, Runtime]) -> Registrati
         version=__version__,
         labels=config.join.labels,
     )
-
-
-def _kept_id(file: Path) -> str:
-    """The id of this data directory's worker, made at its first start."""
-    if not file.exists():
-        fresh = file.with_suffix(".new")
-        fresh.write_text(new_id("wrk", now_s=SystemClock().now_s()))
-        fresh.rename(file)
-    return file.read_text().strip()
 
 
 def _quota_bytes(config: Config, tenant: str) -> int | None:

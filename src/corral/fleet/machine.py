@@ -23,6 +23,8 @@ class WorkerLife:
         drain_asked: an operator wants it empty; outlives processes of the worker.
         draining: it says itself that it takes nothing new.
         runs: how many runs it holds, as it says.
+        home: the scheduler that it registered with last.
+        turn: grows with every registration, at whatever scheduler; who knows an older one speaks of the past.
     """
 
     worker_id: str
@@ -34,6 +36,8 @@ class WorkerLife:
     drain_asked: bool = False
     draining: bool = False
     runs: int = 0
+    home: str = ""
+    turn: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +178,7 @@ def feasible(life: WorkerLife, *, runtimes: tuple[str, ...], wanted: str) -> boo
 
 def _registered(life: WorkerLife, event: Registered, now_s: float) -> Step:
     again = joined(life.worker_id, event.instance, now_s=now_s, drain_asked=life.drain_asked)
+    again = replace(again, home=life.home, turn=life.turn)
     if event.instance == life.instance and life.phase is not WorkerPhase.EVICTED:
         return replace(again, runs=life.runs), ()
     effects: tuple[Effect, ...] = (RecordWorkerEvent(life.worker_id, "worker-registered", f"process {event.instance}"),)

@@ -20,18 +20,33 @@ class WorkerRow:
 
 
 class WorkerTable(Protocol):
-    """Where workers are kept over a restart of the scheduler."""
+    """Where all schedulers of a fleet keep its workers. ``life.drain_asked`` has a place of its own in a row."""
 
     async def load(self) -> Sequence[WorkerRow]:
-        """Every worker that is known. Raises StoreUnavailable."""
+        """Every worker that is known, by id. Raises StoreUnavailable."""
+        ...
+
+    async def join(self, row: WorkerRow) -> WorkerRow | None:
+        """Insert or replace the row of a worker that registers; gives the row that was there before.
+
+        The row gets the next ``turn``; a drain that was asked for stands. Raises StoreUnavailable. Cancellation: all
+        or nothing.
+        """
         ...
 
     async def save(self, rows: Sequence[WorkerRow]) -> None:
-        """Insert or replace. Raises StoreUnavailable. Cancellation: all or nothing."""
+        """Replace those rows whose ``turn`` is still the same; what is said of drain there stands.
+
+        Raises StoreUnavailable. Cancellation: all or nothing.
+        """
+        ...
+
+    async def ask_drain(self, worker_id: str, *, drain: bool) -> None:
+        """Ask for a drain, or lift it, whichever scheduler has the worker. An absent worker is no error."""
         ...
 
     async def delete(self, worker_ids: Collection[str]) -> None:
-        """Forget. Absent ones are no error."""
+        """Forget those that are evicted. Absent ones are no error."""
         ...
 
 

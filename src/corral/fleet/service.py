@@ -3,6 +3,10 @@
 ``fleet.machine`` decides; this shell keeps lives and sessions in memory, writes what changed to the table, and ends
 the leases of workers that are gone. A session lives as long as this process and its worker's registration: after a
 restart every worker authenticates again, while its leases stay what they were.
+
+Several schedulers may share one table. Each speaks for the workers that registered with it (their *home*), tells the
+table at every heartbeat that they live, and reads there about the others'; a worker whose home has fallen silent is
+evicted by whoever notices.
 """
 
 import asyncio
@@ -64,6 +68,7 @@ class _Member:
     life: WorkerLife
     registered_s: float
     seen_s: float
+    here: bool = False
     state: WorkerState | None = None
     attendance: Attendance | None = None
     changed: Signal = field(default_factory=Signal)
@@ -85,10 +90,12 @@ class Fleet:
         verify: VerifyWorkerToken,
         config: FleetConfig | None = None,
         *,
+        scheduler_id: str = "",
         on_refusal: OnRefusal = lambda kind, actor, reason: None,
         make_token: Callable[[], str] = new_token,
     ) -> None:
         self.config = config or FleetConfig()
+        self.scheduler_id = scheduler_id
         self.changed = Signal()
         self._table = table
         self._clock = clock
@@ -105,13 +112,8 @@ class Fleet:
         self._work = asyncio.Event()
 
     async def load(self) -> None:
-        """Read the workers that a former scheduler knew; each has ``silent_after_s`` to come back."""
-        now_s = self._clock.monotonic_s()
-        for row in await self._table.load():
-            life = machine.joined(row.life.worker_id, row.life.instance, now_s=now_s, drain_asked=row.life.drain_asked)
-            if row.life.phase is WorkerPhase.EVICTED:
-                life = replace(life, phase=WorkerPhase.EVICTED)
-            self._members[row.life.worker_id] = _Member(row.registration, life, row.registered_s, row.seen_s)
+        """Read the workers that are known; those of a former process of ours have ``silent_after_s`` to come back."""
+        await self._look()
 
     # For workers.
 
@@ -143,27 +145,36 @@ class Fleet:
     async def register(self, session: Session, registration: Registration) -> None:
         """Take a worker into the fleet. Another process that had the id before loses its leases first.
 
-        Raises: Conflict for another worker's session; QueueFull; StoreUnavailable (nothing changed).
+        Raises: Conflict for another worker's session; QueueFull; StoreUnavailable (it must register again).
         """
         if (registration.worker_id, registration.instance) != (session.worker_id, session.instance):
             self._on_refusal("worker-id-mismatch", session.worker_id, f"registers as {registration.worker_id}")
             raise Conflict("the session belongs to another worker")
         self._check_joinable(session.worker_id, session.instance)
         now_s = self._clock.now_s()
+        if session.worker_id not in self._members and len(self._members) >= self.config.workers_max:
+            raise QueueFull(f"the fleet has its {self.config.workers_max} workers (fleet.workers_max)")
+        life = machine.joined(session.worker_id, session.instance, now_s=self._clock.monotonic_s())
+        life = replace(life, home=self.scheduler_id)
+        row = WorkerRow(registration=registration, life=life, registered_s=now_s, seen_s=now_s)
+        before = await self._table.join(row)
         member = self._members.get(session.worker_id)
         if member is None:
-            if len(self._members) >= self.config.workers_max:
-                raise QueueFull(f"the fleet has its {self.config.workers_max} workers (fleet.workers_max)")
-            life = machine.joined(session.worker_id, session.instance, now_s=self._clock.monotonic_s())
-            member = self._members[session.worker_id] = _Member(registration, life, now_s, now_s)
-            self._record(RecordWorkerEvent(session.worker_id, "worker-registered", f"process {session.instance}"))
-        else:
+            known = before.life if before is not None else life
+            member = self._members[session.worker_id] = _Member(registration, known, now_s, now_s)
+            if before is None:
+                self._record(RecordWorkerEvent(session.worker_id, "worker-registered", f"process {session.instance}"))
+        if before is not None:
+            member.life = replace(member.life, drain_asked=before.life.drain_asked)
             self._step(member, machine.Registered(session.instance))
-            member.registration, member.registered_s, member.seen_s = registration, now_s, now_s
+            if before.life.instance != session.instance and before.life.phase is not WorkerPhase.EVICTED:
+                self._expiring.add(session.worker_id)  # the former process, and all it ran, is gone
+        turn = before.life.turn + 1 if before is not None else 1
+        member.life = replace(member.life, home=self.scheduler_id, turn=turn)
+        member.registration, member.registered_s, member.seen_s, member.here = registration, now_s, now_s, True
         self._forgotten.discard(session.worker_id)
         if session.worker_id in self._expiring:
             await self._expire(session.worker_id)  # before it claims anything new
-        await self._table.save([member.row()])
 
     def attend(self, session: Session) -> Attendance:
         """A stream was opened; an older one of the same process ends. Raises Conflict before :meth:`register`."""
@@ -229,15 +240,18 @@ class Fleet:
 
     async def drain(self, worker_id: str) -> Worker:
         """Let the worker finish what runs and take nothing new; holds over its restarts. Raises NotFound."""
-        return await self._change(worker_id, machine.DrainAsked())
+        return await self._turn_drain(worker_id, machine.DrainAsked())
 
     async def undrain(self, worker_id: str) -> Worker:
         """Let the worker take work again. Raises NotFound."""
-        return await self._change(worker_id, machine.DrainLifted())
+        return await self._turn_drain(worker_id, machine.DrainLifted())
 
     async def remove(self, worker_id: str) -> Worker:
         """Declare the worker gone; its leases end now. A living process of it will come back. Raises NotFound."""
-        return await self._change(worker_id, machine.Removed())
+        member = self._member(worker_id)
+        self._step(member, machine.Removed())
+        await self._table.save([member.row()])
+        return self.get(worker_id)
 
     def feasible_workers(self, runtime: str = "") -> list[str]:
         """Workers that may take new work asking for this runtime ("" = any)."""
@@ -266,6 +280,7 @@ class Fleet:
         async with asyncio.TaskGroup() as upkeep:
             upkeep.create_task(self._keep_house(), name="fleet:house")
             upkeep.create_task(self._pass_on_aborts(), name="fleet:aborts")
+            upkeep.create_task(self._compare_table(), name="fleet:table")
 
     async def _pass_on_aborts(self) -> None:
         while True:
@@ -287,6 +302,65 @@ class Fleet:
                 continue
             if failed:
                 await asyncio.sleep(_RETRY_S)
+
+    async def _compare_table(self) -> None:
+        """Tell the table who lives here, and learn from it who lives elsewhere."""
+        told_s = self._clock.monotonic_s()
+        while True:
+            await asyncio.sleep(self.config.desired_poll_s)
+            try:
+                if self._clock.monotonic_s() >= told_s + self.config.heartbeat_s:
+                    told_s = self._clock.monotonic_s()
+                    await self._table.save([each.row() for each in self._members.values() if each.attendance])
+                await self._look()
+            except CorralError as error:
+                _logger.warning("workers-not-compared", error=str(error))
+            self._work.set()  # what was learned has instants of its own
+
+    async def _look(self) -> None:
+        rows = {row.life.worker_id: row for row in await self._table.load()}
+        for worker_id, row in rows.items():
+            member = self._members.get(worker_id)
+            if worker_id in self._forgotten:
+                continue
+            if member is None:
+                life = self._life_elsewhere(row)
+                self._members[worker_id] = _Member(row.registration, life, row.registered_s, row.seen_s)
+            elif row.life.turn > member.life.turn and row.life.home == self.scheduler_id:
+                continue  # it registers here at this moment
+            elif row.life.turn > member.life.turn or not member.here:
+                self._learn(member, row)
+            elif row.life.drain_asked is not member.life.drain_asked:
+                asked = row.life.drain_asked
+                self._step(member, machine.DrainAsked() if asked else machine.DrainLifted())
+        for worker_id, member in list(self._members.items()):
+            if worker_id not in rows and not member.here:
+                del self._members[worker_id]
+
+    def _learn(self, member: _Member, row: WorkerRow) -> None:
+        """Take over what the table says of a worker that is not, or not any more, at home here."""
+        if row.life.worker_id in self._unsaved and row.life.turn == member.life.turn:
+            return  # we know it better: we evicted it
+        if member.here:
+            member.here, member.state = False, None
+            self._expiring.discard(row.life.worker_id)  # its leases are its new home's concern
+            self._drop_sessions(row.life.worker_id)
+            if member.attendance is not None:
+                _end(member.attendance)
+                member.attendance = None
+        silent = row.life.turn == member.life.turn and row.seen_s == member.seen_s
+        heard_s = member.life.seen_s if silent else self._clock.monotonic_s()
+        member.life = replace(self._life_elsewhere(row), seen_s=heard_s)
+        member.registration, member.registered_s, member.seen_s = row.registration, row.registered_s, row.seen_s
+
+    def _life_elsewhere(self, row: WorkerRow) -> WorkerLife:
+        """The life in a row, with instants of our own clock. Its home died with our former process, if that was it."""
+        now_s = self._clock.monotonic_s()
+        phase, orphaned = row.life.phase, row.life.home in ("", self.scheduler_id)
+        if phase is WorkerPhase.LOST or (orphaned and phase is not WorkerPhase.EVICTED):
+            phase = WorkerPhase.REGISTERED
+        attended = row.life.attended and not orphaned and phase is not WorkerPhase.REGISTERED
+        return replace(row.life, phase=phase, seen_s=now_s, lost_s=now_s, attended=attended)
 
     def _tick(self) -> None:
         now_s = self._clock.now_s()
@@ -319,6 +393,8 @@ class Fleet:
     async def _expire(self, worker_id: str) -> None:
         async with self._expire_turn:
             if worker_id in self._expiring:
+                await self._look()  # it may have gone to another scheduler instead
+            if worker_id in self._expiring:
                 await self._hooks.worker_lost(worker_id)
                 self._expiring.discard(worker_id)
 
@@ -328,10 +404,10 @@ class Fleet:
         ]
         return max(0.0, min(due, default=self._clock.monotonic_s() + _IDLE_S) - self._clock.monotonic_s())
 
-    async def _change(self, worker_id: str, event: Event) -> Worker:
+    async def _turn_drain(self, worker_id: str, event: machine.DrainAsked | machine.DrainLifted) -> Worker:
         member = self._member(worker_id)
+        await self._table.ask_drain(worker_id, drain=isinstance(event, machine.DrainAsked))
         self._step(member, event)
-        await self._table.save([member.row()])
         return self.get(worker_id)
 
     def _step(self, member: _Member, event: Event) -> None:
@@ -345,7 +421,8 @@ class Fleet:
                 _end(member.attendance)
                 member.attendance = None
         if (before.phase, before.drain_asked) != (member.life.phase, member.life.drain_asked):
-            self._unsaved.add(before.worker_id)
+            if member.here or member.life.phase is WorkerPhase.EVICTED:
+                self._unsaved.add(before.worker_id)
             self._work.set()
             member.changed.notify()
             self.changed.notify()
@@ -378,7 +455,12 @@ class Fleet:
 
     def _member_of(self, session: Session) -> _Member:
         member = self._members.get(session.worker_id)
-        if member is None or member.life.instance != session.instance or member.life.phase is WorkerPhase.EVICTED:
+        if (
+            member is None
+            or not member.here
+            or member.life.instance != session.instance
+            or member.life.phase is WorkerPhase.EVICTED
+        ):
             raise Unauthenticated("the worker is not registered; authenticate and register again")
         return member
 

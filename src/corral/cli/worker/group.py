@@ -29,4 +29,4 @@ def worker(
 ) -> None:
     """Start a worker; list and drain workers."""
     if ctx.invoked_subcommand is None:
-        start("worker", {"worker.scheduler": scheduler, "data_dir": data_dir}, config=config, overrides=overrides)
+        start("worker", {"join.scheduler": scheduler, "data_dir": data_dir}, config=config, overrides=overrides)
