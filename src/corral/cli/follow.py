@@ -13,7 +13,7 @@ from corral.kernel.concurrency import background
 from corral.kernel.errors import CorralError, NotFound
 
 _PARTIAL_ESCAPE: Final = re.compile(rb"(\x1b(\[[0-9;:]*)?|\xc2)\Z")
-_WHY_EVERY_S: Final = 2.0
+_WHY_EVERY_S: Final = 1.5
 
 
 class Follower:
@@ -63,10 +63,17 @@ class Follower:
         return task
 
     async def _tell_why(self, corral: Corral, task: TaskView) -> None:
+        """On the status line all the time; as a line that stays once, when it takes longer than usual."""
+        self.status.show(waiting_text(task, ()))
+        told = False
         while True:
-            with suppress(CorralError):  # it is only decoration; the wait itself reports errors
-                self.status.show(waiting_text(task, (await corral.tasks.why(task.id)).reasons))
             await asyncio.sleep(_WHY_EVERY_S)
+            with suppress(CorralError):  # it is only decoration; the wait itself reports errors
+                reasons = (await corral.tasks.why(task.id)).reasons
+                if reasons and not told:
+                    told = True
+                    self.status.remark(f"{reasons[0]} See `corral why {task.id}`.")
+                self.status.show(waiting_text(task, reasons))
 
     def _write(self, piece: bytes, *, last: bool = False) -> None:
         if self._safe:

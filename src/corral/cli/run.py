@@ -42,7 +42,12 @@ def run(
     env: Annotated[list[str] | None, typer.Option("--env", "-e", metavar="K=V", help="Environment variable.")] = None,
     timeout: Annotated[str, typer.Option("--timeout", metavar="DURATION", help='Longest run, such as "10m".')] = "",
     memory: Annotated[str, typer.Option("--memory", metavar="SIZE", help='Memory limit, such as "2GB".')] = "",
+    disk: Annotated[
+        str, typer.Option("--disk", metavar="SIZE", help='Limit of /work and of /tmp, such as "4GB"; counts as memory.')
+    ] = "",
     cpus: Annotated[float | None, typer.Option("--cpus", help="CPU limit, such as 1.5.")] = None,
+    processes: Annotated[int | None, typer.Option("--processes", help="Processes and threads at one time.")] = None,
+    files: Annotated[int | None, typer.Option("--files", help="Files in /work and in /tmp.")] = None,
     cache: Annotated[
         list[str] | None, typer.Option("--cache", metavar="NAME:PATH", help="Keep PATH between tasks under NAME.")
     ] = None,
@@ -75,7 +80,10 @@ def run(
         payload["max_run_time"] = timeout
     if memory:
         parse_size(memory, field="--memory")
-    payload["resources"] = {key: value for key, value in (("memory", memory), ("cpus", cpus)) if value}
+    if disk:
+        parse_size(disk, field="--disk")
+    resources = {"memory": memory, "disk": disk, "cpus": cpus, "processes": processes, "files": files}
+    payload["resources"] = {key: value for key, value in resources.items() if value not in (None, "")}
     payload["caches"] = [cache_of(each) for each in cache or []]
     payload["secrets"] = environment_of(secret or [], option="--secret")
     earlier = {each: found for each in inputs or [] if (found := artifact_input_of(each))}

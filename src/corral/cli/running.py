@@ -1,8 +1,11 @@
-"""From a synchronous command to the asynchronous client, with one meaning of Ctrl-C."""
+"""From a synchronous command to the asynchronous client, with one meaning of Ctrl-C, SIGTERM and a closed terminal."""
 
 import asyncio
+import signal
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
+
+import typer
 
 from corral.client import Corral
 
@@ -10,10 +13,30 @@ T = TypeVar("T")
 
 
 def with_client(url: str, work: Callable[[Corral], Awaitable[T]]) -> T:
-    """Open a client, do the work, close it. Ctrl-C cancels the work and raises KeyboardInterrupt afterwards."""
+    """Open a client, do the work, close it.
+
+    A signal that ends programs cancels the work. Afterwards KeyboardInterrupt is raised for Ctrl-C, and for the others
+    typer.Exit with the status that a shell would report.
+    """
+    stopped_by: list[signal.Signals] = []
 
     async def session() -> T:
+        loop, this = asyncio.get_running_loop(), asyncio.current_task()
+        assert this is not None
+
+        def stop(number: signal.Signals) -> None:
+            stopped_by.append(number)
+            this.cancel()
+
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup means it
+                loop.add_signal_handler(number, stop, number)
         async with Corral(url) as corral:
             return await work(corral)
 
-    return asyncio.run(session())
+    try:
+        return asyncio.run(session())
+    except asyncio.CancelledError:
+        if not stopped_by:
+            raise
+        raise typer.Exit(128 + stopped_by[0]) from None

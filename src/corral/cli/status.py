@@ -33,6 +33,12 @@ class Status:
         elif self._enabled:
             note("", text)
 
+    def remark(self, text: str) -> None:
+        """Say once, as a line that stays."""
+        if self._enabled:
+            self.close()
+            note("", text)
+
     def close(self) -> None:
         """Take the line away; it may be shown again."""
         if self._live is not None:

@@ -10,7 +10,8 @@ from corral.kernel.errors import CorralError, InvalidSpec
 def _tree(root: type[CorralError]) -> dict[str, type[CorralError]]:
     found = {root.code: root}
     for child in root.__subclasses__():
-        found.update(_tree(child))
+        if child.__module__ == CorralError.__module__:  # only the kernel's errors travel
+            found.update(_tree(child))
     return found
 
 

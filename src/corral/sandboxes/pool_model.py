@@ -81,13 +81,13 @@ class Phase(StrEnum):
 
 
 class Cold(StrEnum):
-    """Why a caller did not get a warm sandbox at once; "" in ``HandOut`` means that he did."""
+    """Why a caller did not get a warm sandbox at once, as the clause after "because"."""
 
-    FIRST = "first use of this pool"
-    BUSY = "every sandbox of this pool was busy"
-    STARTING = "the pool was still starting"
-    EXPIRED = "the pool had gone cold: its sandboxes were idle or old too long"
-    FULL = "no room: waited until another sandbox was given back"
+    FIRST = "its pool had not been used before"
+    BUSY = "every sandbox of its pool was busy"
+    STARTING = "its pool was still starting"
+    EXPIRED = "the sandboxes of its pool had been idle or old for too long"
+    FULL = "there was no room until another sandbox was given back"
 
 
 # ---- events (past tense) ----

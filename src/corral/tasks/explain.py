@@ -104,7 +104,7 @@ def _final(view: Situation) -> list[str]:
         if usage.warm:
             sentences.append("It got a warm sandbox.")
         elif usage.sandbox:
-            sentences.append(f"It got a cold sandbox because {usage.cold_reason or 'none was waiting'}.")
+            sentences.append(f"It got a cold sandbox because {usage.cold_reason or 'no warm one was waiting'}.")
     if len(life.runs) > 1:
         told = "; ".join(_run_text(past) for past in life.runs[:-1][-_NAMED_MAX:])
         sentences.append(f"It had {len(life.runs)} runs; before the last: {told}.")

@@ -39,7 +39,7 @@ from corral.tasks.limits import QueueLimits
 from corral.tasks.log_files import LogKey, SealedLog
 from corral.tasks.model import Phase, RunReport, Started, Task, TaskDefinition
 from corral.tasks.ports import Claim, RunRef, TenantBook
-from corral.tasks.submission import PayloadCheck, Submission, accept, checked, failed_dependency
+from corral.tasks.submission import PayloadCheck, RuntimeCheck, Submission, accept, checked, failed_dependency
 from corral.tasks.unit import UnitOfWork
 
 T = TypeVar("T")
@@ -53,6 +53,10 @@ _LATENCIES_KEPT: Final = 1000
 
 def _no_mistakes(payload: Mapping[str, Any]) -> Sequence[str]:
     return ()
+
+
+def _any_runtime(runtime: str) -> str:
+    return ""
 
 
 def _no_secrets(payload: Mapping[str, Any]) -> Collection[str]:
@@ -103,6 +107,7 @@ class Queue:
         limits: QueueLimits | None = None,
         *,
         check_payload: PayloadCheck = _no_mistakes,
+        check_runtime: RuntimeCheck = _any_runtime,
         secret_names: SecretNames = _no_secrets,
         make_id: Callable[[str, float], str] = lambda prefix, now_s: new_id(prefix, now_s=now_s),
     ) -> None:
@@ -113,6 +118,7 @@ class Queue:
         self._clock = clock
         self._tenants = tenants
         self._check_payload = check_payload
+        self._check_runtime = check_runtime
         self._secret_names = secret_names
         self._make_id = make_id
         self._served: Mapping[str, float] = {}
@@ -139,7 +145,13 @@ class Queue:
             QueueFull: the tenant has its bound of waiting tasks.
             NotFound: the key's tasks are forgotten.
         """
-        encoded = checked(definitions, ids, limits=self.limits, check_payload=self._check_payload)
+        encoded = checked(
+            definitions,
+            ids,
+            limits=self.limits,
+            check_payload=self._check_payload,
+            check_runtime=self._check_runtime,
+        )
         now_s = self._clock.now_s()
         chosen = list(ids) if ids is not None else [self._make_id("task", now_s) for _ in definitions]
         request = str(Digest.of(b"\n".join(encoded))) if idempotency_key else ""

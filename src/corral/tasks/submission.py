@@ -22,6 +22,8 @@ from corral.tasks.unit import UnitOfWork
 
 PayloadCheck = Callable[[Mapping[str, Any]], Sequence[str]]
 """All mistakes of a payload, as sentences; empty when it is right."""
+RuntimeCheck = Callable[[str], str]
+"""Why no worker of this fleet will ever offer the named runtime, as a sentence; "" when one may."""
 
 _MISTAKES_MAX: Final = 100
 _TEXT_MAX: Final = 200
@@ -36,6 +38,7 @@ def checked(
     *,
     limits: QueueLimits,
     check_payload: PayloadCheck,
+    check_runtime: RuntimeCheck,
 ) -> list[bytes]:
     """The definitions as JSON. Raises InvalidSpec with every mistake of every task."""
     if not definitions:
@@ -47,6 +50,8 @@ def checked(
     for place, definition in enumerate(definitions):
         prefix = f"tasks[{place}]." if len(definitions) > 1 else ""
         text, wrong = _checked_one(definition, limits, check_payload)
+        if definition.runtime and (mistake := check_runtime(definition.runtime)):
+            wrong.append(mistake)
         encoded.append(text)
         mistakes += [prefix + mistake for mistake in wrong]
     if mistakes:

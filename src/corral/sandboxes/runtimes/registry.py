@@ -1,7 +1,7 @@
 """Names of runtimes, and which of them this program can open."""
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Final, Protocol
@@ -75,15 +75,21 @@ ABSENT: Final[Mapping[str, str]] = {
 
 def check_name(name: str) -> None:
     """Raises InvalidSpec with one clear sentence when ``name`` is not a runtime that this program can open."""
-    if name in KNOWN:
-        return
+    if mistake := name_mistake(name):
+        raise InvalidSpec(mistake, field="runtime")
+
+
+def name_mistake(name: str, offered: Iterable[str] = ()) -> str:
+    """One clear sentence when ``name`` is neither offered by somebody nor known to this program, else ""."""
+    if name in KNOWN or name in offered:
+        return ""
     if name in ABSENT:
-        raise InvalidSpec(f'runtime: "{name}" is not available: {ABSENT[name]}', field="runtime")
+        return f'runtime: "{name}" is not available: {ABSENT[name]}'
     # the one without walls is never proposed to somebody who mistyped
-    proposable = [known for known in (*KNOWN, *ABSENT) if known != "really_really_dangerous"]
+    proposable = [known for known in (*KNOWN, *ABSENT, *offered) if known != really_really_dangerous.NAME]
     nearest = difflib.get_close_matches(name, proposable, n=1, cutoff=0.5)
-    hint = f'did you mean "{nearest[0]}"?' if nearest else f"known are {', '.join(KNOWN)}"
-    raise InvalidSpec(f'runtime: there is no runtime "{name}"; {hint}', field="runtime")
+    hint = f'did you mean "{nearest[0]}"?' if nearest else f"known are {', '.join(dict.fromkeys((*KNOWN, *offered)))}"
+    return f'runtime: there is no runtime "{name[:60]}"; {hint}'
 
 
 @contextmanager

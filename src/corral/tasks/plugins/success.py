@@ -3,11 +3,14 @@
 A limit that ended the command (time, memory, output, ...) is never a success, whatever the exit status.
 """
 
-from typing import Annotated, Any
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Final
 
 import msgspec
 
-from corral.sandboxes.model import End, ExecResult
+from corral.kernel.units import format_size
+from corral.sandboxes.link.execution import signal_name
+from corral.sandboxes.model import End, ExecResult, Size
 from corral.sandboxes.sandbox import Sandbox
 from corral.tasks.core_fields import refuse
 from corral.tasks.model import Reason
@@ -60,14 +63,35 @@ class _Judge(TaskPlugin):
         if result.end is End.EXITED and result.exit_status in self._fields.retry_statuses:
             message = f"exit status {result.exit_status} asks for another try (retry_statuses)"
             raise RunEnded(Reason.INTERMITTENT_TASK, message)
-        self._run.say(sentence(result))
+        text = sentence(result, sandbox.spec.size)
+        self._run.say(text)
+        if result.end in _LIMITS:
+            self._run.log.error(text)
         return False
 
 
-def sentence(result: ExecResult) -> str:
-    """How the command ended, for its user."""
+def sentence(result: ExecResult, size: Size) -> str:
+    """How the command ended, for its user; a limit of ``size`` is named with its value and how to ask for more."""
     if result.end is End.EXITED:
         return f"the command ended with exit status {result.exit_status}"
+    if result.end in _LIMITS:
+        return _LIMITS[result.end](result, size)
     if result.end is End.SIGNALED and result.signal is not None:
-        return result.message or f"the command was killed by signal {result.signal}"
+        return f"the command was killed by {signal_name(result.signal)}"
     return result.message or f"the command ended: {result.end.value}"
+
+
+_LIMITS: Final[Mapping[End, Callable[[ExecResult, Size], str]]] = {
+    End.OUT_OF_MEMORY: lambda _, size: (
+        f"the sandbox used all of its {format_size(size.memory_bytes)} of memory (files in /work and /tmp count); "
+        "ask for more with resources.memory (--memory)"
+    ),
+    End.PROCESS_LIMIT: lambda _, size: (
+        f"the sandbox had all of its {size.processes} processes; ask for more with resources.processes (--processes)"
+    ),
+    End.DISK_FULL: lambda result, size: (
+        f"{result.message}: it holds {format_size(size.disk_bytes)}; ask for more with resources.disk (--disk), "
+        "and for as much more of resources.memory (--memory)"
+    ),
+    End.FILE_LIMIT: lambda result, size: f"{result.message}, {size.files}; ask for more with resources.files (--files)",
+}
