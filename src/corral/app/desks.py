@@ -1,5 +1,6 @@
 """Fits the services to what the REST door asks for: pure maps from their values to the views that clients read."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -30,6 +31,8 @@ from corral.tasks.views import TaskViews
 from corral.tenants.model import AccessRefusal, Principal
 from corral.tenants.service import Tenants
 
+_REPEATED_AFTER_S: Final = 3600.0
+_ACTORS_KEPT: Final = 1000
 _NO_USAGE: Final = RunUsage()
 
 
@@ -64,18 +67,42 @@ class Identities:
         )
 
 
-def record_access_refusal(ledger: Ledger, clock: Clock, refusal: AccessRefusal) -> None:
-    """Somebody was turned away at the entrance."""
-    ledger.record_nowait(
-        SecurityEvent(
-            at_s=clock.now_s(),
-            component="tenants",
-            kind=refusal.kind,
-            reason=refusal.reason,
-            actor=refusal.actor,
-            request_id=refusal.request_id,
+class AccessRefusals:
+    """Tells the ledger who was turned away at the entrance.
+
+    A worker with a wrong token tries again every few seconds: that is one event, and then one an hour.
+    """
+
+    def __init__(self, ledger: Ledger, clock: Clock) -> None:
+        self._ledger = ledger
+        self._clock = clock
+        self._told_s: dict[str, float] = {}
+        self._untold: Counter[str] = Counter()
+
+    def record(self, refusal: AccessRefusal) -> None:
+        """Never waits, never raises."""
+        repeats = 0
+        if refusal.kind == "worker-token-unknown":
+            now_s = self._clock.monotonic_s()
+            if now_s < self._told_s.get(refusal.actor, -_REPEATED_AFTER_S) + _REPEATED_AFTER_S:
+                self._untold[refusal.actor] += 1
+                return
+            if len(self._told_s) >= _ACTORS_KEPT:
+                self._told_s.clear()
+                self._untold.clear()
+            self._told_s[refusal.actor] = now_s
+            repeats = self._untold.pop(refusal.actor, 0)
+        self._ledger.record_nowait(
+            SecurityEvent(
+                at_s=self._clock.now_s(),
+                component="tenants",
+                kind=refusal.kind,
+                reason=refusal.reason,
+                actor=refusal.actor,
+                request_id=refusal.request_id,
+                facts={"repeats": repeats} if repeats else {},
+            )
         )
-    )
 
 
 class TenantTable:

@@ -18,12 +18,12 @@ from corral.app.address import split_address
 from corral.app.config_sections import Config
 from corral.app.datadir import kept_id, locked_directory
 from corral.app.desks import (
+    AccessRefusals,
     FleetDesk,
     Identities,
     LedgerDesk,
     TaskDesk,
     TenantTable,
-    record_access_refusal,
 )
 from corral.app.http_server import bind, serving
 from corral.app.log_desk import LogDesk
@@ -89,7 +89,7 @@ async def running_scheduler(config: Config) -> AsyncIterator[Addresses]:
         ledger = await stack.enter_async_context(
             Ledger.open(database, clock, config.ledger, SqlAuditRows(), SqlSecurityEvents())
         )
-        tenants = Tenants(config.tenants, config.access, refused=partial(record_access_refusal, ledger, clock))
+        tenants = Tenants(config.tenants, config.access, refused=AccessRefusals(ledger, clock).record)
         _check_addresses(config, tenants)
         blobs = await stack.enter_async_context(
             open_store(config.blobs, data_dir=config.data, quota_bytes=partial(_quota_bytes, tenants), clock=clock)
@@ -213,6 +213,8 @@ async def _loops() -> AsyncIterator[_Loops]:
 def _check_addresses(config: Config, tenants: Tenants) -> None:
     http = config.scheduler.http
     tenants.check_listen(http, is_loopback=is_loopback(http))
+    grpc = config.scheduler.grpc
+    tenants.check_workers_listen(grpc, is_loopback=is_loopback(grpc))
 
 
 def _offered(fleet: Fleet) -> set[str]:

@@ -10,6 +10,7 @@ from corral.tenants.reading import Reading
 from corral.tenants.tokens import find_hash, fingerprint
 
 _OPAQUE: Final = "a valid token is needed"
+_WORKER_CURE: Final = "Give the worker one of the scheduler's access.worker_tokens: join.token, or CORRAL_JOIN__TOKEN."
 _CURE: Final = "Set CORRAL_TOKEN, or send the header `Authorization: Bearer <token>`."
 
 
@@ -56,11 +57,15 @@ class Tenants:
     def authenticate_worker(self, token: str, *, actor: str = "") -> str:
         """A name for a worker's token, for records. ``actor`` is who the worker says it is.
 
+        Where no token at all is configured, which only loopback allows, a worker needs none either.
+
         Raises: Unauthenticated, always in the same words; ``refused`` was told why.
         """
+        if not self._worker_tokens and not self.tokens_needed():
+            return "worker/local"
         found = find_hash(token, self._worker_tokens)
         if found is None:
-            self._refuse("worker-token-unknown", "the token is no worker's", "", actor)
+            self._refuse("worker-token-unknown", "the token is no worker's", "", actor, cure=_WORKER_CURE)
         return f"worker/{fingerprint(found)}"
 
     def tokens_needed(self) -> bool:
@@ -73,6 +78,14 @@ class Tenants:
             raise InvalidSpec(
                 f"{address} can be reached from other machines, and no token is configured",
                 cure="Make a token with `corral token new` and put it into [tenants.NAME], or listen on 127.0.0.1.",
+            )
+
+    def check_workers_listen(self, address: str, *, is_loopback: bool) -> None:
+        """Raises InvalidSpec for an address of the workers' door that others can reach while no worker has a token."""
+        if not is_loopback and not self._worker_tokens:
+            raise InvalidSpec(
+                f"{address} can be reached from other machines, and access.worker_tokens names no token",
+                cure="Make a token with `corral token new` and put it into access.worker_tokens.",
             )
 
     def names(self) -> Collection[str]:
@@ -99,6 +112,6 @@ class Tenants:
     def _admin_tenant(self) -> str:
         return DEFAULT_TENANT if DEFAULT_TENANT in self._tenants else ""
 
-    def _refuse(self, kind: str, reason: str, request_id: str, actor: str = "") -> NoReturn:
+    def _refuse(self, kind: str, reason: str, request_id: str, actor: str = "", cure: str = _CURE) -> NoReturn:
         self._refused(AccessRefusal(kind=kind, reason=reason, actor=actor, request_id=request_id))
-        raise Unauthenticated(_OPAQUE, cure=_CURE)
+        raise Unauthenticated(_OPAQUE, cure=cure)
