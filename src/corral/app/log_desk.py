@@ -23,7 +23,6 @@ from corral.tasks.model import Run
 from corral.tasks.views import TaskViews
 
 _COMPARE_EVERY_S: Final = 1.0
-_FORGET_EVERY_S: Final = 600.0
 _TASKS_PER_QUERY: Final = 500
 _FINISHED_WITHIN_S: Final = 15.0  # after the end of its run; longer than any grace of the log store
 _LOOK_EVERY_S: Final = 0.25
@@ -90,14 +89,14 @@ class LogDesk:
                 _log.warning("logs not compared with the queue", error=str(error))
             await asyncio.sleep(_COMPARE_EVERY_S)
 
-    async def keep_forgetting(self) -> None:
+    async def keep_forgetting(self, every_s: float) -> None:
         """Forget the logs of tasks that the queue forgot; their blobs age like all others."""
         while True:
             try:
                 await self.forget_expired()
             except DependencyError as error:
                 _log.warning("logs of forgotten tasks not removed", error=str(error))
-            await asyncio.sleep(_FORGET_EVERY_S)
+            await asyncio.sleep(every_s)
 
     async def forget_expired(self) -> int:
         """One turn of :meth:`keep_forgetting`: how many tasks had left a log behind."""

@@ -124,7 +124,7 @@ async def running_scheduler(config: Config) -> AsyncIterator[Addresses]:
         loops = await stack.enter_async_context(_loops())
         loops.start(logs.run(), name="logs")
         loops.start(log_desk.keep_sealing(), name="logs:seal")
-        loops.start(log_desk.keep_forgetting(), name="logs:forget")
+        loops.start(log_desk.keep_forgetting(config.logs.forget_every_s), name="logs:forget")
         loops.start(fleet.run(), name="fleet")
         loops.start(run_sweeper(queue, clock), name="sweeper")
         for janitor in blobs.janitors:

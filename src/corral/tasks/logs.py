@@ -50,6 +50,7 @@ class LogConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         sync_every_s: how often logs that grew are brought to the disk.
         seal_grace_s: how long the log of a run that the queue ended waits for its worker's last bytes.
         seal_retry_s: pause after the blob store refused a log.
+        forget_every_s: how often the logs of tasks that the queue forgot are looked for.
     """
 
     log_bytes_max: int = 256 * 1024**2
@@ -57,6 +58,7 @@ class LogConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     sync_every_s: float = 0.1
     seal_grace_s: float = 5.0
     seal_retry_s: float = 5.0
+    forget_every_s: float = 600.0
 
 
 @dataclass(slots=True, eq=False)
