@@ -65,15 +65,15 @@ class Follower:
     async def _tell_why(self, corral: Corral, task: TaskView) -> None:
         """On the status line all the time; as a line that stays once, when it takes longer than usual."""
         self.status.show(waiting_text(task, ()))
-        told = False
+        told: tuple[str, ...] = ()
         while True:
             await asyncio.sleep(_WHY_EVERY_S)
             with suppress(CorralError):  # it is only decoration; the wait itself reports errors
                 reasons = (await corral.tasks.why(task.id)).reasons
                 if reasons and not told:
-                    told = True
+                    told = reasons[:1]
                     self.status.remark(f"{reasons[0]} See `corral why {task.id}`.")
-                self.status.show(waiting_text(task, reasons))
+                self.status.show(waiting_text(task, reasons[:1] if reasons[:1] != told else ()))
 
     def _write(self, piece: bytes, *, last: bool = False) -> None:
         if self._safe:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _CONTROL: Final = re.compile(rb"\x1b\[[0-9;:]*m|[\x00-\x08\x0b-\x1f\x7f]|\xc2[\x80-\x9f]")
+_ID: Final = re.compile(r"[a-z]{3,4}_[0-9a-z]{26}")
+_GUTTER: Final = 3
+_CUT_CHARACTERS: Final = 20
 _COLOUR: Final = re.compile(rb"\x1b\[[0-9;:]*m")
 PHASE_STYLES: Final = {
     "unscheduled": "dim",
@@ -51,8 +54,20 @@ def console(*, stderr: bool = False) -> "Console":
     return Console(stderr=stderr, highlight=False, soft_wrap=not (sys.stderr if stderr else sys.stdout).isatty())
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, empty: str) -> None:
-    """A table on a terminal; tab-separated lines when piped. Cells may not hold markup; a phase gets its colour."""
+def print_table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    empty: str,
+    optional: Sequence[str] = (),
+    cut: str = "",
+) -> None:
+    """A table on a terminal; tab-separated lines, all columns and no heads, when piped.
+
+    ``optional`` columns are left out, the first one first, while the table is wider than the terminal; the column
+    ``cut`` gets the room that is left and shows the beginning of its texts. Ids are never broken, so that they can be
+    copied. Cells may not hold markup; a phase gets its colour.
+    """
     if not rows:
         note("", empty)
         return
@@ -64,12 +79,34 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, empty:
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    terminal = console()
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
+    widths = [max(len(column), *(len(row[place]) for row in rows)) for place, column in enumerate(columns)]
+    shown = _fitting(columns, widths, optional, cut, terminal.width)
+    taken = sum(widths[place] + _GUTTER for place in shown if columns[place] != cut)
+    for place in shown:
+        if columns[place] == cut:
+            room = max(_CUT_CHARACTERS, terminal.width - taken)
+            table.add_column(cut, overflow="ellipsis", no_wrap=True, max_width=room)
+        else:
+            whole = any(_ID.fullmatch(row[place]) for row in rows)
+            table.add_column(columns[place], overflow="fold", no_wrap=whole)
     for row in rows:
-        table.add_row(*(Text(safe_text(cell), style=PHASE_STYLES.get(cell.split(" ", 1)[0], "")) for cell in row))
-    console().print(table)
+        cells = (row[place] for place in shown)
+        table.add_row(*(Text(safe_text(cell), style=PHASE_STYLES.get(cell.split(" ", 1)[0], "")) for cell in cells))
+    terminal.print(table)
+
+
+def _fitting(
+    columns: Sequence[str], widths: Sequence[int], optional: Sequence[str], cut: str, width: int
+) -> tuple[int, ...]:
+    least = [min(each, _CUT_CHARACTERS) if name == cut else each for name, each in zip(columns, widths, strict=True)]
+    shown = list(range(len(columns)))
+    for name in optional:
+        if sum(least[place] + _GUTTER for place in shown) <= width:
+            break
+        shown.remove(columns.index(name))
+    return tuple(shown)
 
 
 def print_fields(fields: Sequence[tuple[str, str]]) -> None:

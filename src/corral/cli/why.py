@@ -17,8 +17,7 @@ def why(task_id: TaskId, json: Json = False, url: Url = "") -> None:
         if json:
             print_json(answer)
             return
-        sys.stdout.write(f"{answer.task_id} is {answer.phase.value}.\n")
-        sys.stdout.write("".join(f"  {safe_text(reason)}\n" for reason in answer.reasons))
+        sys.stdout.write("".join(f"{safe_text(reason)}\n" for reason in answer.reasons))
 
     with_client(url, work)
 

@@ -113,7 +113,7 @@ def _final(view: Situation) -> list[str]:
 
 def _end(view: Situation, run: Run | None) -> str:
     life = view.task.life
-    said = f": {run.end.message}" if run is not None and run.end is not None and run.end.message else "."
+    said = f": {run.end.message.rstrip('.')}." if run is not None and run.end is not None and run.end.message else "."
     if life.phase is Phase.COMPLETED:
         return "It completed."
     if life.phase is Phase.FAILED:

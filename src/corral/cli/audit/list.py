@@ -31,6 +31,8 @@ def list_audit(
             ("TASK", "RUN", "RESULT", "EXIT", "ENDED", "TOOK", "SANDBOX", "WORKER", "COMMAND"),
             [_row(row) for row in page.rows],
             empty="no runs yet",
+            optional=("WORKER", "SANDBOX", "TOOK", "ENDED"),
+            cut="COMMAND",
         )
 
     with_client(url, work)

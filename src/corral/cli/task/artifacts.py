@@ -57,7 +57,7 @@ def artifacts(
             )
             for each in chosen
         ]
-        print_table(("NAME", "KIND", "SIZE", "DIGEST"), rows, empty="no artifacts")
+        print_table(("NAME", "KIND", "SIZE", "DIGEST"), rows, empty="no artifacts", cut="DIGEST")
 
     with_client(url, work)
 

@@ -1,5 +1,6 @@
 """`corral task list`."""
 
+import shlex
 from typing import Annotated
 
 import typer
@@ -29,9 +30,11 @@ def list_tasks(
             print_json(page)
             return
         print_table(
-            ("TASK", "PHASE", "NAME", "CREATED", "TOOK", "RUNS", "WORKER"),
+            ("TASK", "PHASE", "NAME OR COMMAND", "CREATED", "TOOK", "RUNS", "WORKER"),
             [_row(task) for task in page.tasks],
             empty="no tasks",
+            optional=("WORKER", "RUNS", "TOOK", "CREATED"),
+            cut="NAME OR COMMAND",
         )
 
     with_client(url, work)
@@ -43,7 +46,8 @@ def _row(task: TaskView) -> tuple[str, ...]:
     took = ""
     if run is not None and run.started_s is not None and run.resolved_s is not None:
         took = format_duration(max(0.0, run.resolved_s - run.started_s))
-    return (task.id, phase, task.name, at(task.created_s), took, str(len(task.runs)), run.worker if run else "")
+    what = task.name or shlex.join(str(each) for each in task.definition.payload.get("command", ()))
+    return (task.id, phase, what, at(task.created_s), took, str(len(task.runs)), run.worker if run else "")
 
 
 app = verb_app(list_tasks)

@@ -23,6 +23,7 @@ def show(task_id: TaskId, json: Json = False, url: Url = "") -> None:
             ("RUN", "PHASE", "WORKER", "CLAIMED", "TOOK", "EXIT", "MEMORY", "SANDBOX", "MESSAGE"),
             [_row(run) for run in task.runs],
             empty="no runs yet",
+            optional=("CLAIMED", "WORKER"),
         )
 
     with_client(url, work)

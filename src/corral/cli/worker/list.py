@@ -30,6 +30,7 @@ def list_workers(json: Json = False, url: Url = "") -> None:
                 for each in workers
             ],
             empty="no workers",
+            optional=("VERSION", "LOAD"),
         )
 
     with_client(url, work)
