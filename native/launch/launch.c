@@ -1,10 +1,13 @@
 /* corral-launch: becomes another program with less: in control groups, as another user, with only the
  * descriptors that it is told to keep.
  *
- *   corral-launch [-g FILE]... [-u UID:GID] [-k HIGHEST_FD] [-x FD] -- PROGRAM [ARGUMENT]...
+ *   corral-launch [-g FILE]... [-u UID:GID] [-n FIRST [-h DIRECTORY]...] [-k HIGHEST_FD] [-x FD] -- PROGRAM [ARGUMENT]...
  *
  * -g FILE      write "0" to this cgroup.procs file: join the group
  * -u UID:GID   drop every supplementary group, then become this group and this user, for good
+ * -n FIRST     enter a user and a mount namespace of our own. Its users and groups 0 and 1000 are FIRST and FIRST + 1
+ *              outside (only root can ask for that); with FIRST 0 its root is who we are now, and there is nobody else
+ * -h DIRECTORY hide it there under an empty tmpfs
  * -k FD        close every descriptor above FD (default 2)
  * -x FD        execute the program that is open at FD instead of the one at PROGRAM (still argument 0)
  *
@@ -14,10 +17,13 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mount.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #ifndef SYS_close_range
@@ -29,6 +35,8 @@
 #ifndef AT_EMPTY_PATH
 #define AT_EMPTY_PATH 0x1000
 #endif
+#define HIDDEN_MAX 8
+#define SANDBOX_USER 1000 /* who commands are inside */
 
 extern char **environ;
 
@@ -85,6 +93,76 @@ static void become(const char *user)
 		fail("cannot become", user);
 }
 
+static void write_own(const char *file, const char *text, pid_t process)
+{
+	char path[64];
+	snprintf(path, sizeof path, "/proc/%d/%s", process, file);
+	int descriptor = open(path, O_WRONLY | O_CLOEXEC);
+	if (descriptor < 0 || write(descriptor, text, strlen(text)) < 0)
+		fail("cannot write", path);
+	close(descriptor);
+}
+
+/* Only a process outside may map other ids than its own into a namespace: a child of ours stays there and does it. */
+static void map_from_outside(unsigned long first)
+{
+	char map[96], byte = 0;
+	int entered[2];
+	pid_t us = getpid();
+	if (pipe2(entered, O_CLOEXEC))
+		fail("cannot make", "a pipe");
+	pid_t mapper = fork();
+	if (mapper < 0)
+		fail("cannot start", "the mapper");
+	if (mapper == 0) {
+		close(entered[1]);
+		if (read(entered[0], &byte, 1) != 1)
+			_exit(126);
+		snprintf(map, sizeof map, "0 %lu 1\n%d %lu 1\n", first, SANDBOX_USER, first + 1);
+		write_own("uid_map", map, us);
+		write_own("gid_map", map, us);
+		_exit(0);
+	}
+	if (unshare(CLONE_NEWUSER | CLONE_NEWNS))
+		fail("cannot make", "a user namespace");
+	int status;
+	if (write(entered[1], &byte, 1) != 1 || waitpid(mapper, &status, 0) != mapper || status)
+		fail("cannot map", "users into the namespace");
+	close(entered[0]);
+	close(entered[1]);
+	if (setgroups(0, NULL))
+		fail("cannot drop", "supplementary groups");
+}
+
+static void map_ourselves(void)
+{
+	char map[64];
+	uid_t user = geteuid();
+	gid_t group = getegid();
+	if (unshare(CLONE_NEWUSER | CLONE_NEWNS))
+		fail("cannot make", "a user namespace");
+	write_own("setgroups", "deny", getpid());
+	snprintf(map, sizeof map, "0 %u 1\n", user);
+	write_own("uid_map", map, getpid());
+	snprintf(map, sizeof map, "0 %u 1\n", group);
+	write_own("gid_map", map, getpid());
+}
+
+static void enter_namespaces(unsigned long first, const char *const *hidden, int count)
+{
+	if (first)
+		map_from_outside(first);
+	else
+		map_ourselves();
+	if (setresgid(0, 0, 0) || setresuid(0, 0, 0))
+		fail("cannot become", "root of the namespace");
+	if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL))
+		fail("cannot make private", "the mounts");
+	for (int i = 0; i < count; i++)
+		if (mount("tmpfs", hidden[i], "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "size=64k,mode=755"))
+			fail("cannot hide", hidden[i]);
+}
+
 static void close_above(unsigned int highest)
 {
 	if (syscall(SYS_close_range, highest + 1, ~0U, 0) == 0)
@@ -99,13 +177,20 @@ static void close_above(unsigned int highest)
 int main(int argc, char **argv)
 {
 	unsigned int keep = 2;
-	int program = -1, option;
-	const char *user = NULL;
+	int program = -1, option, hide = 0, namespaces = 0;
+	unsigned long first = 0;
+	const char *user = NULL, *hidden[HIDDEN_MAX];
 
-	while ((option = getopt(argc, argv, "+g:u:k:x:")) != -1) {
+	while ((option = getopt(argc, argv, "+g:u:n:h:k:x:")) != -1) {
 		switch (option) {
 		case 'g': join_group(optarg); break;
 		case 'u': user = optarg; break;
+		case 'n': first = whole_number(optarg), namespaces = 1; break;
+		case 'h':
+			if (hide == HIDDEN_MAX)
+				misuse(optarg);
+			hidden[hide++] = optarg;
+			break;
 		case 'k': keep = (unsigned int)whole_number(optarg); break;
 		case 'x': program = (int)whole_number(optarg); break;
 		default: misuse("list");
@@ -118,6 +203,10 @@ int main(int argc, char **argv)
 	close_above(keep);
 	if (user)
 		become(user);
+	if (namespaces)
+		enter_namespaces(first, hidden, hide);
+	else if (hide)
+		misuse("-h: it needs -n");
 	if (program >= 0)
 		syscall(SYS_execveat, program, "", argv + optind, environ, AT_EMPTY_PATH);
 	else
