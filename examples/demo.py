@@ -17,6 +17,7 @@ from pathlib import Path
 
 CORRAL = [str(Path(sys.executable).parent / "corral")]
 HERE = Path(__file__).resolve().parent
+OUTPUT = HERE.parent / "build" / "demo"
 START_S = 60.0
 STOP_S = 30.0
 
@@ -96,12 +97,12 @@ def main() -> None:
             build = "(cd zlib && ./configure && make -j2) && tar -cf built.tar zlib && ls -l zlib/libz.a"
             corral(
                 *("run", "--name", "build zlib", "--input", f"{source}:zlib", "--timeout", "10m"),
-                *("--artifact", "zlib/libz.a", "--artifact", "built.tar", "--output-dir", "out"),
+                *("--artifact", "zlib/libz.a", "--artifact", "built.tar", "--output-dir", str(OUTPUT)),
                 *("--", "sh", "-c", build),
                 cwd=home,
             )
-            library = home / "out" / "zlib" / "libz.a"
-            print(f"-> the artifact is on disk: {library.relative_to(home)}, {library.stat().st_size:,} bytes")
+            library = OUTPUT / "zlib" / "libz.a"
+            print(f"-> the artifact is on disk: {os.path.relpath(library)}, {library.stat().st_size:,} bytes")
             built = json.loads(corral("task", "list", "--json", cwd=home, capture=True))["tasks"][0]["id"]
 
             say("4. Run its own tests as a second task that depends on the first and takes its output")
