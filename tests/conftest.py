@@ -79,6 +79,16 @@ def sqlite_url(sqlite_template: Path, tmp_path: Path) -> str:
 @pytest.fixture
 def postgres_database_url(postgres_url: str, postgres_template: str) -> Iterator[str]:
     """A fresh, migrated PostgreSQL database."""
+    yield from _fresh_database(postgres_url, postgres_template)
+
+
+@pytest.fixture(scope="module")
+def module_postgres_database_url(postgres_url: str, postgres_template: str) -> Iterator[str]:
+    """A migrated PostgreSQL database for the tests of one file."""
+    yield from _fresh_database(postgres_url, postgres_template)
+
+
+def _fresh_database(postgres_url: str, postgres_template: str) -> Iterator[str]:
     name = f"corral_test_{os.getpid()}_{next(_numbers)}"
     _administer(postgres_url, f"CREATE DATABASE {name} TEMPLATE {postgres_template}")
     yield with_database(postgres_url, name)
