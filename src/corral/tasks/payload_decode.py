@@ -9,6 +9,7 @@ import difflib
 import types
 import typing
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import cache
 from typing import Any, Final, TypeVar, Union, get_args, get_origin
 
@@ -41,6 +42,8 @@ def decode_section(section: type[Section], values: dict[str, Any], at: str, mist
 
     Fields that are wrong fall back to their default, so that the section's own checks still see the others.
     """
+    with suppress(msgspec.ValidationError, InvalidSpec):  # right, as nearly always; else every mistake is looked for
+        return msgspec.convert({name: values[name] for name in section.__struct_fields__ if name in values}, section)
     decoded, wrong = _fields(section, values, at, mistakes)
     return _checked(section, decoded, at, mistakes, wrong=wrong)
 

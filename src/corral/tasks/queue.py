@@ -258,11 +258,23 @@ class Queue:
         One that is refused (Conflict, NotFound, InvalidSpec) does not hinder the others.
         """
 
-        async def work(connection: AsyncConnection, unit: UnitOfWork) -> list[CorralError | None]:
-            records = await sql.load(connection, {ref.task_id for ref, _ in reports}, locked=True)
-            return [_heard(unit, records.get(ref.task_id), worker, ref, report) for ref, report in reports]
+        return await self._write(_hearing(worker, reports)) if reports else []
 
-        return await self._write(work) if reports else []
+    async def report_and_claim(
+        self, worker: str, reports: Sequence[tuple[RunRef, RunReport]], slots: int, *, runtimes: Collection[str] = ()
+    ) -> tuple[list[CorralError | None], Sequence[Claim]]:
+        """``report`` and a ``claim`` that does not wait, for the price of one: a busy worker always does both."""
+        if slots == 0:
+            return await self.report(worker, reports), ()
+        hearing = _hearing(worker, reports)
+        claiming = self._claiming(worker, min(slots, self.limits.claim_runs), tuple(runtimes))
+
+        async def work(
+            connection: AsyncConnection, unit: UnitOfWork
+        ) -> tuple[list[CorralError | None], Sequence[Claim]]:
+            return await hearing(connection, unit), await claiming(connection, unit)
+
+        return await self._write(work)
 
     async def worker_lost(self, worker: str) -> int:
         """End every lease of a worker that is gone; its runs are retried at once. How many there were."""
@@ -353,7 +365,7 @@ class Queue:
     async def _own(self, connection: AsyncConnection, tenant: str, task_id: str) -> sql.Record:
         record = (await sql.load(connection, [task_id], locked=True)).get(task_id)
         if record is None or record.tenant != tenant:
-            raise NotFound(f"there is no task {task_id[:60]}", id=task_id[:60])
+            raise NotFound(f"there is no task {task_id[:60]}", id=task_id[:60], foreign=record is not None)
         return record
 
     def _claiming(self, worker: str, count: int, runtimes: Sequence[str]) -> Work[list[Claim]]:
@@ -433,6 +445,14 @@ async def _submitted_before(
     if len(records) < len(ids):
         raise NotFound(f'the tasks submitted under the idempotency key "{key[:60]}" are forgotten', key=key[:60])
     return [records[task_id].task() for task_id in ids]
+
+
+def _hearing(worker: str, reports: Sequence[tuple[RunRef, RunReport]]) -> Work[list[CorralError | None]]:
+    async def work(connection: AsyncConnection, unit: UnitOfWork) -> list[CorralError | None]:
+        records = await sql.load(connection, {ref.task_id for ref, _ in reports}, locked=True)
+        return [_heard(unit, records.get(ref.task_id), worker, ref, report) for ref, report in reports]
+
+    return work
 
 
 def _heard(

@@ -64,9 +64,15 @@ class QueueServicer(fleet_pb2_grpc.QueueServicer):
                 places.append(place)
             except InvalidSpec as error:
                 answers[place] = error
-        for place, answer in zip(places, await self._queue.report(session.worker_id, readable), strict=True):
+        wanted = request.claim_slots
+        runtimes = await self._fleet.wait_feasible(session, within_s=0.0) if wanted else None
+        heard, claims = await self._queue.report_and_claim(
+            session.worker_id, readable, 0 if runtimes is None else wanted, runtimes=runtimes or ()
+        )
+        for place, answer in zip(places, heard, strict=True):
             answers[place] = answer
         return fleet_pb2.ReportResponse(
+            claims=[claim_to_message(claim) for claim in claims],
             results=[
                 fleet_pb2.ReportResult(
                     ref=message.ref,
@@ -74,7 +80,7 @@ class QueueServicer(fleet_pb2_grpc.QueueServicer):
                     error=error.message if error is not None else "",
                 )
                 for message, error in zip(request.reports, answers, strict=True)
-            ]
+            ],
         )
 
     async def AppendLog(  # type: ignore[override]  # gRPC's second form of a stream: read here, write there

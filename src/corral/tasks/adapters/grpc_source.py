@@ -1,15 +1,15 @@
 """The worker's end of the queue's protocol: claims, renewals and reports over the link's session.
 
-Reports go together: those that come while a call is under way, or within ``report_gap_s`` of the last one, wait for
-the next; and that a command started waits a moment for its end, because most commands are short and a call costs the
-scheduler more than a report does. Every call may be repeated, so a report is sent until it is answered; what it does,
-it does once.
+A call costs the scheduler more than what it carries, so calls are few. Reports go together: those that come while a
+call is under way, or within ``report_gap_s`` of the last one, wait for the next; that a command started waits a moment
+for its end, because most commands are short; and a claim goes with reports that are about to leave.
+Every call may be repeated, so a report is sent until it is answered; what it does, it does once.
 """
 
 import asyncio
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
@@ -56,6 +56,7 @@ class SourceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 class _Waiting:
     ref: RunRef
     message: fleet_pb2.RunReport
+    may_wait: bool
     done: bool = False
     error: CorralError | None = None
     answered: Signal = field(default_factory=Signal)
@@ -66,6 +67,20 @@ class _Waiting:
         self.answered.notify()
 
 
+@dataclass(slots=True, eq=False)
+class _Wish:
+    """A claim that would like to go with reports; ``claims`` is None while none has taken it along."""
+
+    slots: int
+    taken: bool = False
+    claims: Sequence[Claim] | None = None
+    answered: Signal = field(default_factory=Signal)
+
+    def answer(self, claims: Sequence[Claim]) -> None:
+        self.claims = claims
+        self.answered.notify()
+
+
 @dataclass(slots=True)
 class _Outbox:
     """Reports that wait; whoever holds the turn sends them, its own among them, not before ``next_s``."""
@@ -73,6 +88,18 @@ class _Outbox:
     waiting: deque[_Waiting] = field(default_factory=deque)
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     next_s: float = float("-inf")
+    wish: _Wish | None = None
+
+    @property
+    def goes_soon(self) -> bool:
+        """True when there is an end to tell; that a command started may wait."""
+        return any(not item.may_wait for item in self.waiting)
+
+    def take_wish(self) -> _Wish | None:
+        wish, self.wish = self.wish, None
+        if wish is not None:
+            wish.taken = True
+        return wish
 
     def take(self, count: int) -> list[_Waiting]:
         batch: list[_Waiting] = []
@@ -104,6 +131,8 @@ class GrpcTaskSource:
 
     async def claim(self, slots: int, *, wait_s: float) -> Sequence[Claim]:
         """See ``TaskSource``. SchedulerUnavailable when none answers within ``wait_s`` and a little."""
+        if self._outbox.goes_soon and (claims := await self._claim_with_reports(slots)):
+            return claims
         request = fleet_pb2.ClaimRequest(slots=slots, wait_s=wait_s)
         response = await self._once(
             lambda session, timeout_s: QueueStub(session.channel).Claim(
@@ -111,13 +140,19 @@ class GrpcTaskSource:
             ),
             within_s=wait_s + self._config.answer_s,
         )
-        claims = []
-        for message in response.claims:
-            try:
-                claims.append(claim_from_message(message))
-            except msgspec.MsgspecError as error:  # a newer scheduler's; the lease ends and another worker gets it
-                _logger.warning("claim-not-understood", task=message.ref.task_id, error=str(error))
-        return claims
+        return _understood(response.claims)
+
+    async def _claim_with_reports(self, slots: int) -> Sequence[Claim]:
+        """What the next call with reports brings; nothing when none went soon, or nothing is pending."""
+        wish = self._outbox.wish = _Wish(slots)
+        try:
+            await wish.answered.wait_notified(within_s=self._config.report_gap_s * 2)
+            if wish.taken and wish.claims is None:
+                await wish.answered.wait_notified(within_s=self._config.answer_s)
+        finally:
+            if self._outbox.wish is wish:
+                self._outbox.wish = None
+        return wish.claims or ()
 
     async def reclaim(self, refs: Sequence[RunRef]) -> Mapping[RunRef, float | None]:
         """See ``TaskSource``. One attempt. Raises: SchedulerUnavailable; the leases are as they were."""
@@ -140,11 +175,11 @@ class GrpcTaskSource:
         Raises: Conflict; whatever else the queue has against this report.
         Cancellation: the report may have arrived.
         """
-        mine = _Waiting(ref, report_to_message(ref, report))
+        mine = _Waiting(ref, report_to_message(ref, report), may_wait=isinstance(report, Started))
         self._outbox.waiting.append(mine)
         pause_s = self._config.retry_min_s
         try:
-            if isinstance(report, Started):
+            if mine.may_wait:
                 await mine.answered.wait_notified(within_s=self._config.started_wait_s)
             while not mine.done:
                 async with self._outbox.turn:
@@ -173,7 +208,11 @@ class GrpcTaskSource:
             self._outbox.put_back(batch)
 
     async def _send(self, batch: Sequence[_Waiting]) -> bool:
-        request = fleet_pb2.ReportRequest(reports=[item.message for item in batch])
+        wish = self._outbox.take_wish()
+        request = fleet_pb2.ReportRequest(
+            reports=[item.message for item in batch], claim_slots=0 if wish is None else wish.slots
+        )
+        claims: Sequence[Claim] = ()
         try:
             response = await self._once(
                 lambda session, timeout_s: QueueStub(session.channel).Report(
@@ -185,6 +224,7 @@ class GrpcTaskSource:
                 error = error_of_code(result.error_code, result.error) if result.error_code else None
                 if error is None or not error.retryable:
                     item.answer(error)
+            claims = _understood(response.claims)
         except TooLarge as error:
             if len(batch) == 1:
                 batch[0].answer(error)
@@ -194,6 +234,9 @@ class GrpcTaskSource:
             if not error.retryable:
                 for item in batch:
                     item.answer(error)
+        finally:
+            if wish is not None:
+                wish.answer(claims)
         return all(item.done for item in batch)
 
     async def _send_halves(self, batch: Sequence[_Waiting]) -> bool:
@@ -218,3 +261,13 @@ class GrpcTaskSource:
                 self._link.session_refused(session)
                 meaning = SchedulerUnavailable("the scheduler has forgotten our session")
             raise meaning from failure
+
+
+def _understood(messages: Iterable[fleet_pb2.Claim]) -> list[Claim]:
+    claims = []
+    for message in messages:
+        try:
+            claims.append(claim_from_message(message))
+        except msgspec.MsgspecError as error:  # a newer scheduler's; the lease ends and another worker gets it
+            _logger.warning("claim-not-understood", task=message.ref.task_id, error=str(error))
+    return claims

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63orral/wire/v1/fleet.proto\x12\tcorral.v1\"a\n\x13\x41uthenticateRequest\x12\x14\n\x0cworker_token\x18\x01 \x01(\t\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\x10\n\x08instance\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\"^\n\x14\x41uthenticateResponse\x12\x15\n\rsession_token\x18\x01 \x01(\t\x12\x14\n\x0cscheduler_id\x18\x02 \x01(\t\x12\x19\n\x11scheduler_version\x18\x03 \x01(\t\"Q\n\x08\x43\x61pacity\x12\r\n\x05slots\x18\x01 \x01(\r\x12\x0c\n\x04\x63pus\x18\x02 \x01(\x01\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x04\x12\x12\n\ndisk_bytes\x18\x04 \x01(\x04\"\xa9\x02\n\x0fRegisterRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12%\n\x08\x63\x61pacity\x18\x03 \x01(\x0b\x32\x13.corral.v1.Capacity\x12\x10\n\x08runtimes\x18\x04 \x03(\t\x12\x0e\n\x06images\x18\x05 \x03(\t\x12\x1f\n\x17\x63\x65rtificate_fingerprint\x18\x06 \x01(\t\x12\x0f\n\x07version\x18\x07 \x01(\t\x12\x36\n\x06labels\x18\x08 \x03(\x0b\x32&.corral.v1.RegisterRequest.LabelsEntry\x12\x10\n\x08instance\x18\t \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"8\n\x10RegisterResponse\x12\x13\n\x0bheartbeat_s\x18\x01 \x01(\x01\x12\x0f\n\x07lease_s\x18\x02 \x01(\x01\"5\n\x06RunRef\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x0b\n\x03run\x18\x02 \x01(\r\x12\r\n\x05token\x18\x03 \x01(\x04\"\xba\x01\n\x0bWorkerState\x12\x12\n\nslots_free\x18\x01 \x01(\r\x12\x1f\n\x04runs\x18\x02 \x03(\x0b\x32\x11.corral.v1.RunRef\x12\x0e\n\x06images\x18\x03 \x03(\t\x12\x10\n\x08\x64raining\x18\x04 \x01(\x08\x12\x0c\n\x04load\x18\x05 \x01(\x01\x12\x17\n\x0f\x64isk_free_bytes\x18\x06 \x01(\x04\x12\x19\n\x11memory_free_bytes\x18\x07 \x01(\x04\x12\x12\n\npools_json\x18\x08 \x01(\t\"U\n\x0c\x44\x65siredState\x12\r\n\x05\x64rain\x18\x01 \x01(\x08\x12!\n\x06\x63\x61ncel\x18\x02 \x03(\x0b\x32\x11.corral.v1.RunRef\x12\x13\n\x0bheartbeat_s\x18\x03 \x01(\x01\"-\n\x0c\x43laimRequest\x12\r\n\x05slots\x18\x01 \x01(\r\x12\x0e\n\x06wait_s\x18\x02 \x01(\x01\"\xce\x02\n\x05\x43laim\x12\x1e\n\x03ref\x18\x01 \x01(\x0b\x32\x11.corral.v1.RunRef\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x17\n\x0f\x64\x65\x66inition_json\x18\x03 \x01(\x0c\x12\x15\n\rlease_until_s\x18\x04 \x01(\x01\x12\x12\n\ndeadline_s\x18\x05 \x01(\x01\x12.\n\x07secrets\x18\x06 \x03(\x0b\x32\x1d.corral.v1.Claim.SecretsEntry\x12;\n\x0e\x61rtifacts_json\x18\x07 \x03(\x0b\x32#.corral.v1.Claim.ArtifactsJsonEntry\x1a.\n\x0cSecretsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x34\n\x12\x41rtifactsJsonEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\"1\n\rClaimResponse\x12 \n\x06\x63laims\x18\x01 \x03(\x0b\x32\x10.corral.v1.Claim\"1\n\x0eReclaimRequest\x12\x1f\n\x04refs\x18\x01 \x03(\x0b\x32\x11.corral.v1.RunRef\"<\n\x0fReclaimResponse\x12)\n\x07results\x18\x01 \x03(\x0b\x32\x18.corral.v1.ReclaimResult\"T\n\rReclaimResult\x12\x1e\n\x03ref\x18\x01 \x01(\x0b\x32\x11.corral.v1.RunRef\x12\x0c\n\x04lost\x18\x02 \x01(\x08\x12\x15\n\rlease_until_s\x18\x03 \x01(\x01\"6\n\rReportRequest\x12%\n\x07reports\x18\x01 \x03(\x0b\x32\x14.corral.v1.RunReport\"@\n\tRunReport\x12\x1e\n\x03ref\x18\x01 \x01(\x0b\x32\x11.corral.v1.RunRef\x12\x13\n\x0breport_json\x18\x02 \x01(\x0c\":\n\x0eReportResponse\x12(\n\x07results\x18\x01 \x03(\x0b\x32\x17.corral.v1.ReportResult\"Q\n\x0cReportResult\x12\x1e\n\x03ref\x18\x01 \x01(\x0b\x32\x11.corral.v1.RunRef\x12\x12\n\nerror_code\x18\x02 \x01(\t\x12\r\n\x05\x65rror\x18\x03 \x01(\t\"U\n\x08LogChunk\x12\x1e\n\x03ref\x18\x01 \x01(\x0b\x32\x11.corral.v1.RunRef\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x0b\n\x03\x65nd\x18\x04 \x01(\x08\"r\n\x06LogAck\x12\x1e\n\x03ref\x18\x01 \x01(\x0b\x32\x11.corral.v1.RunRef\x12\x15\n\rdurable_bytes\x18\x02 \x01(\x04\x12\x12\n\nerror_code\x18\x03 \x01(\t\x12\r\n\x05\x65rror\x18\x04 \x01(\t\x12\x0e\n\x06\x63losed\x18\x05 \x01(\x08\"5\n\x12\x46indMissingRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0f\n\x07\x64igests\x18\x02 \x03(\t\"&\n\x13\x46indMissingResponse\x12\x0f\n\x07missing\x18\x01 \x03(\t\"\\\n\x0bReadRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x0e\n\x06length\x18\x04 \x01(\x04\x12\r\n\x05whole\x18\x05 \x01(\x08\"\x19\n\tReadChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\":\n\nWriteChunk\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\x0f\n\rWriteResponse\"0\n\rDeleteRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0f\n\x07\x64igests\x18\x02 \x03(\t\"\x10\n\x0e\x44\x65leteResponse2\xdc\x01\n\x05\x46leet\x12O\n\x0c\x41uthenticate\x12\x1e.corral.v1.AuthenticateRequest\x1a\x1f.corral.v1.AuthenticateResponse\x12\x43\n\x08Register\x12\x1a.corral.v1.RegisterRequest\x1a\x1b.corral.v1.RegisterResponse\x12=\n\x06\x41ttend\x12\x16.corral.v1.WorkerState\x1a\x17.corral.v1.DesiredState(\x01\x30\x01\x32\xfd\x01\n\x05Queue\x12:\n\x05\x43laim\x12\x17.corral.v1.ClaimRequest\x1a\x18.corral.v1.ClaimResponse\x12@\n\x07Reclaim\x12\x19.corral.v1.ReclaimRequest\x1a\x1a.corral.v1.ReclaimResponse\x12=\n\x06Report\x12\x18.corral.v1.ReportRequest\x1a\x19.corral.v1.ReportResponse\x12\x37\n\tAppendLog\x12\x13.corral.v1.LogChunk\x1a\x11.corral.v1.LogAck(\x01\x30\x01\x32\x88\x02\n\x05\x42lobs\x12L\n\x0b\x46indMissing\x12\x1d.corral.v1.FindMissingRequest\x1a\x1e.corral.v1.FindMissingResponse\x12\x36\n\x04Read\x12\x16.corral.v1.ReadRequest\x1a\x14.corral.v1.ReadChunk0\x01\x12:\n\x05Write\x12\x15.corral.v1.WriteChunk\x1a\x18.corral.v1.WriteResponse(\x01\x12=\n\x06\x44\x65lete\x12\x18.corral.v1.DeleteRequest\x1a\x19.corral.v1.DeleteResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63orral/wire/v1/fleet.proto\x12\tcorral.v1\"a\n\x13\x41uthenticateRequest\x12\x14\n\x0cworker_token\x18\x01 \x01(\t\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\x10\n\x08instance\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\"^\n\x14\x41uthenticateResponse\x12\x15\n\rsession_token\x18\x01 \x01(\t\x12\x14\n\x0cscheduler_id\x18\x02 \x01(\t\x12\x19\n\x11scheduler_version\x18\x03 \x01(\t\"Q\n\x08\x43\x61pacity\x12\r\n\x05slots\x18\x01 \x01(\r\x12\x0c\n\x04\x63pus\x18\x02 \x01(\x01\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x04\x12\x12\n\ndisk_bytes\x18\x04 \x01(\x04\"\xa9\x02\n\x0fRegisterRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12%\n\x08\x63\x61pacity\x18\x03 \x01(\x0b\x32\x13.corral.v1.Capacity\x12\x10\n\x08runtimes\x18\x04 \x03(\t\x12\x0e\n\x06images\x18\x05 \x03(\t\x12\x1f\n\x17\x63\x65rtificate_fingerprint\x18\x06 \x01(\t\x12\x0f\n\x07version\x18\x07 \x01(\t\x12\x36\n\x06labels\x18\x08 \x03(\x0b\x32&.corral.v1.RegisterRequest.LabelsEntry\x12\x10\n\x08instance\x18\t \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"8\n\x10RegisterResponse\x12\x13\n\x0bheartbeat_s\x18\x01 \x01(\x01\x12\x0f\n\x07lease_s\x18\x02 \x01(\x01\"5\n\x06RunRef\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x0b\n\x03run\x18\x02 \x01(\r\x12\r\n\x05token\x18\x03 \x01(\x04\"\xba\x01\n\x0bWorkerState\x12\x12\n\nslots_free\x18\x01 \x01(\r\x12\x1f\n\x04runs\x18\x02 \x03(\x0b\x32\x11.corral.v1.RunRef\x12\x0e\n\x06images\x18\x03 \x03(\t\x12\x10\n\x08\x64raining\x18\x04 \x01(\x08\x12\x0c\n\x04load\x18\x05 \x01(\x01\x12\x17\n\x0f\x64isk_free_bytes\x18\x06 \x01(\x04\x12\x19\n\x11memory_free_bytes\x18\x07 \x01(\x04\x12\x12\n\npools_json\x18\x08 \x01(\t\"U\n\x0c\x44\x65siredState\x12\r\n\x05\x64rain\x18\x01 \x01(\x08\x12!\n\x06\x63\x61ncel\x18\x02 \x03(\x0b\x32\x11.corral.v1.RunRef\x12\x13\n\x0bheartbeat_s\x18\x03 \x01(\x01\"-\n\x0c\x43laimRequest\x12\r\n\x05slots\x18\x01 \x01(\r\x12\x0e\n\x06wait_s\x18\x02 \x01(\x01\"\xce\x02\n\x05\x43laim\x12\x1e\n\x03ref\x18\x01 \x01(\x0b\x32\x11.corral.v1.RunRef\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x17\n\x0f\x64\x65\x66inition_json\x18\x03 \x01(\x0c\x12\x15\n\rlease_until_s\x18\x04 \x01(\x01\x12\x12\n\ndeadline_s\x18\x05 \x01(\x01\x12.\n\x07secrets\x18\x06 \x03(\x0b\x32\x1d.corral.v1.Claim.SecretsEntry\x12;\n\x0e\x61rtifacts_json\x18\x07 \x03(\x0b\x32#.corral.v1.Claim.ArtifactsJsonEntry\x1a.\n\x0cSecretsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x34\n\x12\x41rtifactsJsonEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\"1\n\rClaimResponse\x12 \n\x06\x63laims\x18\x01 \x03(\x0b\x32\x10.corral.v1.Claim\"1\n\x0eReclaimRequest\x12\x1f\n\x04refs\x18\x01 \x03(\x0b\x32\x11.corral.v1.RunRef\"<\n\x0fReclaimResponse\x12)\n\x07results\x18\x01 \x03(\x0b\x32\x18.corral.v1.ReclaimResult\"T\n\rReclaimResult\x12\x1e\n\x03ref\x18\x01 \x01(\x0b\x32\x11.corral.v1.RunRef\x12\x0c\n\x04lost\x18\x02 \x01(\x08\x12\x15\n\rlease_until_s\x18\x03 \x01(\x01\"K\n\rReportRequest\x12%\n\x07reports\x18\x01 \x03(\x0b\x32\x14.corral.v1.RunReport\x12\x13\n\x0b\x63laim_slots\x18\x02 \x01(\r\"@\n\tRunReport\x12\x1e\n\x03ref\x18\x01 \x01(\x0b\x32\x11.corral.v1.RunRef\x12\x13\n\x0breport_json\x18\x02 \x01(\x0c\"\\\n\x0eReportResponse\x12(\n\x07results\x18\x01 \x03(\x0b\x32\x17.corral.v1.ReportResult\x12 \n\x06\x63laims\x18\x02 \x03(\x0b\x32\x10.corral.v1.Claim\"Q\n\x0cReportResult\x12\x1e\n\x03ref\x18\x01 \x01(\x0b\x32\x11.corral.v1.RunRef\x12\x12\n\nerror_code\x18\x02 \x01(\t\x12\r\n\x05\x65rror\x18\x03 \x01(\t\"U\n\x08LogChunk\x12\x1e\n\x03ref\x18\x01 \x01(\x0b\x32\x11.corral.v1.RunRef\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x0b\n\x03\x65nd\x18\x04 \x01(\x08\"r\n\x06LogAck\x12\x1e\n\x03ref\x18\x01 \x01(\x0b\x32\x11.corral.v1.RunRef\x12\x15\n\rdurable_bytes\x18\x02 \x01(\x04\x12\x12\n\nerror_code\x18\x03 \x01(\t\x12\r\n\x05\x65rror\x18\x04 \x01(\t\x12\x0e\n\x06\x63losed\x18\x05 \x01(\x08\"5\n\x12\x46indMissingRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0f\n\x07\x64igests\x18\x02 \x03(\t\"&\n\x13\x46indMissingResponse\x12\x0f\n\x07missing\x18\x01 \x03(\t\"\\\n\x0bReadRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x0e\n\x06length\x18\x04 \x01(\x04\x12\r\n\x05whole\x18\x05 \x01(\x08\"\x19\n\tReadChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\":\n\nWriteChunk\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\x0f\n\rWriteResponse\"0\n\rDeleteRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0f\n\x07\x64igests\x18\x02 \x03(\t\"\x10\n\x0e\x44\x65leteResponse2\xdc\x01\n\x05\x46leet\x12O\n\x0c\x41uthenticate\x12\x1e.corral.v1.AuthenticateRequest\x1a\x1f.corral.v1.AuthenticateResponse\x12\x43\n\x08Register\x12\x1a.corral.v1.RegisterRequest\x1a\x1b.corral.v1.RegisterResponse\x12=\n\x06\x41ttend\x12\x16.corral.v1.WorkerState\x1a\x17.corral.v1.DesiredState(\x01\x30\x01\x32\xfd\x01\n\x05Queue\x12:\n\x05\x43laim\x12\x17.corral.v1.ClaimRequest\x1a\x18.corral.v1.ClaimResponse\x12@\n\x07Reclaim\x12\x19.corral.v1.ReclaimRequest\x1a\x1a.corral.v1.ReclaimResponse\x12=\n\x06Report\x12\x18.corral.v1.ReportRequest\x1a\x19.corral.v1.ReportResponse\x12\x37\n\tAppendLog\x12\x13.corral.v1.LogChunk\x1a\x11.corral.v1.LogAck(\x01\x30\x01\x32\x88\x02\n\x05\x42lobs\x12L\n\x0b\x46indMissing\x12\x1d.corral.v1.FindMissingRequest\x1a\x1e.corral.v1.FindMissingResponse\x12\x36\n\x04Read\x12\x16.corral.v1.ReadRequest\x1a\x14.corral.v1.ReadChunk0\x01\x12:\n\x05Write\x12\x15.corral.v1.WriteChunk\x1a\x18.corral.v1.WriteResponse(\x01\x12=\n\x06\x44\x65lete\x12\x18.corral.v1.DeleteRequest\x1a\x19.corral.v1.DeleteResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -72,37 +72,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RECLAIMRESULT']._serialized_start=1556
   _globals['_RECLAIMRESULT']._serialized_end=1640
   _globals['_REPORTREQUEST']._serialized_start=1642
-  _globals['_REPORTREQUEST']._serialized_end=1696
-  _globals['_RUNREPORT']._serialized_start=1698
-  _globals['_RUNREPORT']._serialized_end=1762
-  _globals['_REPORTRESPONSE']._serialized_start=1764
-  _globals['_REPORTRESPONSE']._serialized_end=1822
-  _globals['_REPORTRESULT']._serialized_start=1824
-  _globals['_REPORTRESULT']._serialized_end=1905
-  _globals['_LOGCHUNK']._serialized_start=1907
-  _globals['_LOGCHUNK']._serialized_end=1992
-  _globals['_LOGACK']._serialized_start=1994
-  _globals['_LOGACK']._serialized_end=2108
-  _globals['_FINDMISSINGREQUEST']._serialized_start=2110
-  _globals['_FINDMISSINGREQUEST']._serialized_end=2163
-  _globals['_FINDMISSINGRESPONSE']._serialized_start=2165
-  _globals['_FINDMISSINGRESPONSE']._serialized_end=2203
-  _globals['_READREQUEST']._serialized_start=2205
-  _globals['_READREQUEST']._serialized_end=2297
-  _globals['_READCHUNK']._serialized_start=2299
-  _globals['_READCHUNK']._serialized_end=2324
-  _globals['_WRITECHUNK']._serialized_start=2326
-  _globals['_WRITECHUNK']._serialized_end=2384
-  _globals['_WRITERESPONSE']._serialized_start=2386
-  _globals['_WRITERESPONSE']._serialized_end=2401
-  _globals['_DELETEREQUEST']._serialized_start=2403
-  _globals['_DELETEREQUEST']._serialized_end=2451
-  _globals['_DELETERESPONSE']._serialized_start=2453
-  _globals['_DELETERESPONSE']._serialized_end=2469
-  _globals['_FLEET']._serialized_start=2472
-  _globals['_FLEET']._serialized_end=2692
-  _globals['_QUEUE']._serialized_start=2695
-  _globals['_QUEUE']._serialized_end=2948
-  _globals['_BLOBS']._serialized_start=2951
-  _globals['_BLOBS']._serialized_end=3215
+  _globals['_REPORTREQUEST']._serialized_end=1717
+  _globals['_RUNREPORT']._serialized_start=1719
+  _globals['_RUNREPORT']._serialized_end=1783
+  _globals['_REPORTRESPONSE']._serialized_start=1785
+  _globals['_REPORTRESPONSE']._serialized_end=1877
+  _globals['_REPORTRESULT']._serialized_start=1879
+  _globals['_REPORTRESULT']._serialized_end=1960
+  _globals['_LOGCHUNK']._serialized_start=1962
+  _globals['_LOGCHUNK']._serialized_end=2047
+  _globals['_LOGACK']._serialized_start=2049
+  _globals['_LOGACK']._serialized_end=2163
+  _globals['_FINDMISSINGREQUEST']._serialized_start=2165
+  _globals['_FINDMISSINGREQUEST']._serialized_end=2218
+  _globals['_FINDMISSINGRESPONSE']._serialized_start=2220
+  _globals['_FINDMISSINGRESPONSE']._serialized_end=2258
+  _globals['_READREQUEST']._serialized_start=2260
+  _globals['_READREQUEST']._serialized_end=2352
+  _globals['_READCHUNK']._serialized_start=2354
+  _globals['_READCHUNK']._serialized_end=2379
+  _globals['_WRITECHUNK']._serialized_start=2381
+  _globals['_WRITECHUNK']._serialized_end=2439
+  _globals['_WRITERESPONSE']._serialized_start=2441
+  _globals['_WRITERESPONSE']._serialized_end=2456
+  _globals['_DELETEREQUEST']._serialized_start=2458
+  _globals['_DELETEREQUEST']._serialized_end=2506
+  _globals['_DELETERESPONSE']._serialized_start=2508
+  _globals['_DELETERESPONSE']._serialized_end=2524
+  _globals['_FLEET']._serialized_start=2527
+  _globals['_FLEET']._serialized_end=2747
+  _globals['_QUEUE']._serialized_start=2750
+  _globals['_QUEUE']._serialized_end=3003
+  _globals['_BLOBS']._serialized_start=3006
+  _globals['_BLOBS']._serialized_end=3270
 # @@protoc_insertion_point(module_scope)
