@@ -13,7 +13,7 @@ from corral.tasks.model import Phase, TaskDefinition
 
 _TASKS = 5000
 _BATCH = 100
-_LOOK_EVERY_S = 0.05  # a question about the tasks costs the scheduler as much as a task
+_LOOK_EVERY_S = 0.02  # a question about the tasks costs the scheduler as much as a task
 _COMMAND = "/bin/true"
 _STEADY_RATE = 50.0
 _STEADY_TASKS = 500
@@ -21,10 +21,13 @@ _START_BOUND_S = 0.010
 _NOOP = TaskDefinition(payload={"command": [_COMMAND]}, expires_s=86_400)
 
 
-async def _drained(corral: Corral) -> None:
+async def _ended(corral: Corral, last_id: str) -> None:
+    """All have ended: first a look now and then at whether the last was begun, then often at what is left."""
+    while (await corral.tasks.get(last_id)).phase is Phase.PENDING:
+        time.sleep(0.2)  # nothing else runs in this process
     for phase in (Phase.PENDING, Phase.RUNNING):
         while (await corral.tasks.page(phase=phase.value, limit=1)).tasks:
-            time.sleep(_LOOK_EVERY_S)  # nothing else runs in this process
+            time.sleep(_LOOK_EVERY_S)
 
 
 async def _throughput(server: Server) -> float:
@@ -32,8 +35,8 @@ async def _throughput(server: Server) -> float:
         await corral.tasks.wait((await corral.tasks.submit(_NOOP)).id)  # a sandbox is warm
         began_s = time.perf_counter()
         for _ in range(_TASKS // _BATCH):
-            await corral.tasks.submit_all([_NOOP] * _BATCH)
-        await _drained(corral)
+            accepted = await corral.tasks.submit_all([_NOOP] * _BATCH)
+        await _ended(corral, accepted[-1].id)
         took_s = time.perf_counter() - began_s
         failed = [*(await corral.tasks.page(phase="failed")).tasks, *(await corral.tasks.page(phase="exception")).tasks]
         if failed:
