@@ -25,6 +25,7 @@ from corral.kernel.clock import SystemClock
 from corral.kernel.concurrency import finish
 from corral.kernel.errors import CorralError, InvalidSpec, SchedulerUnavailable
 from corral.kernel.ids import new_token
+from corral.wire.certificates import fingerprint_of
 
 _log = structlog.get_logger("corral.up")
 _POLL_S = 0.05
@@ -198,7 +199,11 @@ class Supervisor:
         return {"CORRAL_ACCESS__WORKER_TOKENS": ",".join(tokens)}
 
     def _worker_arguments(self) -> Sequence[str]:
-        return (*self._passed_on, "--set", f"join.scheduler={reachable(self._grpc)}")
+        arguments = (*self._passed_on, "--set", f"join.scheduler={reachable(self._grpc)}")
+        link, shown = self._config.join.link.tls, self._config.tls.certificate
+        if shown and not (link.ca or link.fingerprint):
+            arguments = (*arguments, "--set", f"join.link.tls.fingerprint={fingerprint_of(Path(shown))}")
+        return arguments
 
     def _worker_environment(self) -> Mapping[str, str]:
         return {"CORRAL_JOIN__TOKEN": self._token}

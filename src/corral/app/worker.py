@@ -22,6 +22,7 @@ import structlog
 from corral import __version__
 from corral.app.config_sections import Config
 from corral.app.datadir import kept_id, locked_directory
+from corral.app.own_certificate import own_fingerprint
 from corral.app.start import configure_logging, read_arguments, run_process, tell
 from corral.blobs.adapters.tiered import Tier
 from corral.blobs.service import keep_clean, open_store
@@ -105,7 +106,9 @@ async def running_worker(config: Config) -> AsyncIterator[Worker]:
         pools = await stack.enter_async_context(
             Pools(runtimes, config.pool, clock=clock, new_id=lambda: new_id("sbx", now_s=clock.now_s()))
         )
-        wiring = _Wiring(config, _registration(config, runtimes))
+        worker_id = config.join.id or kept_id(data / "worker.id", "wrk", now_s=clock.now_s())
+        fingerprint = await own_fingerprint(data, worker_id)
+        wiring = _Wiring(config, _registration(config, runtimes, worker_id, fingerprint))
         wiring.pools = pools
         shared = (data / "scheduler.lock").exists()  # then its disk tier is ours, and it does the cleaning
         last = () if shared else (Tier(name="scheduler", store=SchedulerBlobs(wiring.link), deadline_s=_TIER_S),)
@@ -208,9 +211,9 @@ async def _sweep(runtimes: Mapping[str, Runtime]) -> None:
         _log.warning("swept leftovers of an earlier worker", sandboxes=swept)
 
 
-def _registration(config: Config, runtimes: Mapping[str, Runtime]) -> Registration:
+def _registration(config: Config, runtimes: Mapping[str, Runtime], worker_id: str, fingerprint: str) -> Registration:
     return Registration(
-        worker_id=config.join.id or kept_id(config.data / "worker.id", "wrk", now_s=SystemClock().now_s()),
+        worker_id=worker_id,
         instance=new_token()[:16],
         capacity=Capacity(
             slots=config.worker.slots,
@@ -219,6 +222,7 @@ def _registration(config: Config, runtimes: Mapping[str, Runtime]) -> Registrati
             disk_bytes=shutil.disk_usage(config.data).total,
         ),
         runtimes=tuple(runtimes),
+        certificate_fingerprint=fingerprint,
         version=__version__,
         labels=config.join.labels,
     )

@@ -147,6 +147,7 @@ class WorkerView(msgspec.Struct, frozen=True, kw_only=True):
     disk_free_bytes: int = 0
     registered_s: float | None = None
     last_seen_s: float | None = None
+    certificate_fingerprint: str = ""
     pools: Any = None
 
 

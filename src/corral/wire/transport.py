@@ -9,14 +9,17 @@ import hashlib
 import ipaddress
 import ssl
 from pathlib import Path
-from typing import Final
+from socket import create_connection
+from string import hexdigits
+from typing import Any, Final
 
 import grpc
 import msgspec
 
 from corral.kernel.errors import InvalidSpec, SchedulerUnavailable, Unauthenticated
 
-_PINNED_NAME: Final = "corral-scheduler"
+_FINGERPRINT_DIGITS: Final = 64
+_SHOW_WITHIN_S: Final = 10.0
 
 
 class WireLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -39,17 +42,34 @@ class WireLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class ServerTls(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Paths of PEM files. With ``client_ca`` only workers with a certificate of that CA may connect."""
+    """How the scheduler shows who it is.
+
+    Attributes:
+        certificate, key: paths of PEM files; without them the link is plain text, which is for loopback.
+        client_ca: path of a PEM file; then only workers with a certificate of that CA may connect.
+        plain: allow plain text on an address that other machines can reach; it must be said on purpose.
+    """
 
     certificate: str = ""
     key: str = ""
     client_ca: str = ""
+    plain: bool = False
+
+    def __post_init__(self) -> None:
+        if bool(self.certificate) != bool(self.key):
+            raise ValueError("certificate and key belong together: give both or none")
+        if self.client_ca and not self.certificate:
+            raise ValueError("client_ca needs certificate and key")
 
 
 class ClientTls(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a worker checks the scheduler: paths of PEM files, or the certificate's SHA-256 ``fingerprint`` in hex.
+    """How a worker checks the scheduler's certificate, and what it shows itself.
 
-    ``plain`` allows plain text to a scheduler on another machine; it must be said on purpose.
+    Attributes:
+        ca: path of a PEM file; the scheduler's certificate must come from it.
+        fingerprint: SHA-256 of the scheduler's certificate in hex; no other one is accepted.
+        certificate, key: paths of PEM files, for schedulers that ask workers for a certificate.
+        plain: allow plain text to a scheduler on another machine; it must be said on purpose.
     """
 
     ca: str = ""
@@ -57,6 +77,18 @@ class ClientTls(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     certificate: str = ""
     key: str = ""
     plain: bool = False
+
+    def __post_init__(self) -> None:
+        if self.ca and self.fingerprint:
+            raise ValueError("ca and fingerprint are two ways to check one certificate: give one of them")
+        if bool(self.certificate) != bool(self.key):
+            raise ValueError("certificate and key belong together: give both or none")
+        digits = self.fingerprint.replace(":", "")
+        if self.fingerprint and not (len(digits) == _FINGERPRINT_DIGITS and set(digits.lower()) <= set(hexdigits)):
+            raise ValueError(
+                "fingerprint: write 64 hexadecimal digits, as "
+                "`openssl x509 -noout -fingerprint -sha256 -in certificate.pem` prints them"
+            )
 
 
 def is_loopback(address: str) -> bool:
@@ -129,12 +161,13 @@ async def open_channel(address: str, tls: ClientTls, limits: WireLimits) -> grpc
         if not is_loopback(address) and not tls.plain:
             raise InvalidSpec(
                 f"the scheduler at {address} is on another machine and no TLS is configured",
-                cure="give tls.ca or tls.fingerprint, or say tls.plain = true if the network itself is safe",
+                cure="give join.link.tls.fingerprint or join.link.tls.ca, "
+                "or say join.link.tls.plain = true if the network itself is safe",
             )
         return grpc.aio.insecure_channel(address, options=options)
     if tls.fingerprint:
-        root = await _pinned(address, tls.fingerprint)
-        options.append(("grpc.ssl_target_name_override", _name_in(root)))
+        root, name = await _pinned(address, tls.fingerprint)
+        options.append(("grpc.ssl_target_name_override", name))
     else:
         root = _pem(tls.ca, "ca")
     key = _pem(tls.key, "key") if tls.key else None
@@ -143,30 +176,53 @@ async def open_channel(address: str, tls: ClientTls, limits: WireLimits) -> grpc
     return grpc.aio.secure_channel(address, credentials, options=options)
 
 
-async def _pinned(address: str, fingerprint: str) -> bytes:
-    """The certificate shown at ``address``, which then is the only one trusted, if it is the pinned one."""
+async def _pinned(address: str, fingerprint: str) -> tuple[bytes, str]:
+    """The certificate shown at ``address``, if it is the pinned one, and a name in it.
+
+    From then on it is the only one that is trusted, so that whoever stood in between gains nothing.
+    """
     host, port = address.rsplit(":", 1)
     try:
-        async with asyncio.timeout(10):
-            pem = await asyncio.to_thread(ssl.get_server_certificate, (host.strip("[]"), int(port)), timeout=10)
+        async with asyncio.timeout(2 * _SHOW_WITHIN_S):
+            pem, shown = await asyncio.to_thread(_shown, host.strip("[]"), int(port), None)
+            if hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem)).hexdigest() != fingerprint.lower().replace(":", ""):
+                seen = hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem)).hexdigest()
+                raise Unauthenticated(
+                    f"the scheduler at {address} shows another certificate than the pinned one: {seen}",
+                    cure="if that is its new certificate, set join.link.tls.fingerprint to it",
+                )
+            _, shown = await asyncio.to_thread(_shown, host.strip("[]"), int(port), pem)
     except (OSError, ValueError) as error:
         raise SchedulerUnavailable(f"no certificate is shown at {address}: {error}") from error
-    shown = hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem)).hexdigest()
-    if shown != fingerprint.lower().replace(":", ""):
-        raise Unauthenticated(f"the scheduler at {address} shows another certificate: {shown}")
-    return pem.encode()
+    return pem.encode(), _name_in(shown)
 
 
-def _name_in(pem: bytes) -> str:
-    from cryptography import x509  # noqa: PLC0415 - heavy, and only a pinned worker needs it, once
+def _shown(host: str, port: int, trusted: str | None) -> tuple[str, dict[str, Any]]:
+    """The certificate that a server shows, and what it says, which only a trusted one is asked; blocks."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE if trusted is None else ssl.CERT_REQUIRED
+    if trusted is not None:
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # it may be anybody's: we trust this one
+        context.load_verify_locations(cadata=trusted)
+    with (
+        create_connection((host, port), timeout=_SHOW_WITHIN_S) as plain,
+        context.wrap_socket(plain, server_hostname=host) as wrapped,
+    ):
+        der = wrapped.getpeercert(binary_form=True) or b""
+        return ssl.DER_cert_to_PEM_cert(der), dict(wrapped.getpeercert() or {})
 
-    certificate = x509.load_pem_x509_certificate(pem)
-    try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        found = names.get_values_for_type(x509.DNSName)
-    except x509.ExtensionNotFound:
-        found = []
-    return found[0] if found else _PINNED_NAME
+
+def _name_in(certificate: dict[str, Any]) -> str:
+    """A name that the certificate is for, as gRPC must be told to expect it."""
+    names = {kind: value for kind, value in reversed(certificate.get("subjectAltName", ()))}
+    found = names.get("DNS") or names.get("IP Address")
+    if not found:
+        raise InvalidSpec(
+            "the scheduler's certificate names nobody (no subjectAltName), so no client can check it",
+            cure='make one with a name, for example `openssl req -x509 … -addext "subjectAltName=DNS:scheduler"`',
+        )
+    return str(found)
 
 
 def _pem(path: str, field: str) -> bytes:

@@ -85,7 +85,7 @@ def session_of(fleet: Fleet, context: Context) -> Session:
 
 @asynccontextmanager
 async def serving(
-    address: str, register: "list[Any]", *, limits: WireLimits, tls: ServerTls | None = None, plain: bool = False
+    address: str, register: "list[Any]", *, limits: WireLimits, tls: ServerTls | None = None
 ) -> AsyncIterator[int]:
     """Serve gRPC at ``host:port`` (port 0: a free one) while the context is open; gives the port.
 
@@ -94,10 +94,10 @@ async def serving(
     Raises: InvalidSpec for plain text on an address that others can reach; Conflict when the port is taken.
     """
     credentials = server_credentials(tls)
-    if credentials is None and not is_loopback(address) and not plain:
+    if credentials is None and not is_loopback(address) and not (tls is not None and tls.plain):
         raise InvalidSpec(
             f"{address} can be reached from other machines, and no TLS certificate is configured",
-            cure="give grpc.tls.certificate and grpc.tls.key, or say grpc.plain = true if the network itself is safe",
+            cure="give tls.certificate and tls.key, or say tls.plain = true if the network itself is safe",
         )
     server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=server_options(limits))
     for add in register:

@@ -1,0 +1,84 @@
+"""The certificate that a worker makes for itself at its first start, and whose fingerprint it registers.
+
+It is made by a process of its own (``python -m corral.app.own_certificate DIRECTORY NAME``): the library for it would
+otherwise stay in the worker's memory.
+"""
+
+import asyncio
+import os
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+from corral.kernel.clock import SystemClock
+from corral.kernel.errors import SandboxFailed
+from corral.wire.certificates import fingerprint_of
+
+CERTIFICATE: Final = "worker.crt"
+KEY: Final = "worker.key"
+_VALID: Final = timedelta(days=3650)
+_MAKE_WITHIN_S: Final = 60.0
+
+
+async def own_fingerprint(directory: Path, name: str) -> str:
+    """The fingerprint of the certificate kept in ``directory``, which is made for ``name`` when there is none.
+
+    Raises: InvalidSpec when the file is no certificate; SandboxFailed when none could be made.
+    """
+    if not (directory / CERTIFICATE).exists() or not (directory / KEY).exists():
+        command = [sys.executable, "-m", "corral.app.own_certificate", str(directory), name]
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        async with asyncio.timeout(_MAKE_WITHIN_S):
+            _, said = await process.communicate()
+        if process.returncode != 0:
+            raise SandboxFailed(f"no certificate could be made in {directory}: {said.decode(errors='replace')[-300:]}")
+    return fingerprint_of(directory / CERTIFICATE)
+
+
+def make(directory: Path, name: str) -> None:
+    """Write a key, readable by its owner only, and a certificate for ``name`` that it signs itself."""
+    from cryptography import x509  # noqa: PLC0415 - heavy, and only this process needs it
+    from cryptography.hazmat.primitives import hashes, serialization  # noqa: PLC0415
+    from cryptography.hazmat.primitives.asymmetric import ec  # noqa: PLC0415
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    now = datetime.fromtimestamp(SystemClock().now_s(), tz=UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + _VALID)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name.replace("_", "-"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    _write(directory / KEY, private)
+    _write(directory / CERTIFICATE, certificate.public_bytes(serialization.Encoding.PEM))
+
+
+def _write(path: Path, content: bytes) -> None:
+    fresh = path.with_suffix(path.suffix + ".new")
+    fresh.unlink(missing_ok=True)
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.rename(path)
+
+
+if __name__ == "__main__":
+    make(Path(sys.argv[1]), sys.argv[2])
