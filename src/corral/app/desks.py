@@ -239,11 +239,14 @@ class LedgerDesk:
         self._ledger = ledger
 
     async def audit(self, tenant: str, *, task_id: str, limit: int, after: str) -> AuditPage:
-        """Newest first; of one task all runs, which also works after the task was forgotten."""
+        """Newest first; of one task all runs, which also works after the task was forgotten.
+
+        An administrator who belongs to no tenant sees the rows of all.
+        """
         if task_id:
-            rows = await self._ledger.runs_of_task(tenant, task_id)
+            rows = await self._ledger.runs_of_task(tenant or None, task_id)
             return AuditPage(rows=tuple(msgspec.to_builtins(row) for row in reversed(rows)))
-        entries = await self._ledger.audit_page(tenant, Page(limit=limit, before=_cursor(after)))
+        entries = await self._ledger.audit_page(tenant or None, Page(limit=limit, before=_cursor(after)))
         following = str(entries[-1].seq) if len(entries) == limit else ""
         return AuditPage(rows=tuple(msgspec.to_builtins(each.row) for each in entries), next=following)
 
@@ -315,6 +318,7 @@ def worker_view(worker: Worker) -> WorkerView:
         disk_free_bytes=state.disk_free_bytes if state else 0,
         registered_s=worker.registered_s,
         last_seen_s=worker.seen_s,
+        certificate_fingerprint=registration.certificate_fingerprint,
         pools=_pools(state.pools_json) if state else None,
     )
 

@@ -23,8 +23,8 @@ class AuditRows(Protocol):
         """Name the logs of runs that have a row; one without a row, or whose row names a log, is left as it is."""
         ...
 
-    async def of_task(self, connection: AsyncConnection, tenant: str, task_id: str) -> Sequence[AuditRow]:
-        """The runs of a task, oldest first; also after the task was forgotten."""
+    async def of_task(self, connection: AsyncConnection, tenant: str | None, task_id: str) -> Sequence[AuditRow]:
+        """The runs of a task, oldest first; also after the task was forgotten. None: of whatever tenant."""
         ...
 
     async def page(self, connection: AsyncConnection, tenant: str | None, page: Page) -> Sequence[AuditEntry]:

@@ -86,8 +86,8 @@ class Ledger:
         while self._waiting or self._dropped:
             await self._write_batch()
 
-    async def runs_of_task(self, tenant: str, task_id: str) -> Sequence[AuditRow]:
-        """The audit rows of a task, oldest run first."""
+    async def runs_of_task(self, tenant: str | None, task_id: str) -> Sequence[AuditRow]:
+        """The audit rows of a task, oldest run first; of whatever tenant for None."""
         return await self._database.read(lambda connection: self._rows.of_task(connection, tenant, task_id))
 
     async def audit_page(self, tenant: str | None, page: Page) -> Sequence[AuditEntry]:

@@ -158,7 +158,7 @@ class TaskViews:
 async def _own(connection: AsyncConnection, tenant: str, task_id: str) -> sql.Record:
     record = (await sql.load(connection, [task_id], locked=False)).get(task_id)
     if record is None or record.tenant != tenant:
-        raise NotFound(f"there is no task {task_id[:60]}", id=task_id[:60])
+        raise NotFound(f"there is no task {task_id[:60]}", id=task_id[:60], foreign=record is not None)
     return record
 
 

@@ -15,8 +15,9 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from corral.doors.rest.problems import request_id
 from corral.doors.rest.services import Caller, Services
-from corral.kernel.errors import Refused
+from corral.kernel.errors import InvalidSpec, Refused
 
+_OF_TENANTS: Final = ("tasks", "blobs")
 _ACCEPTED_ID: Final = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 
 
@@ -58,6 +59,11 @@ def authenticate(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRo
     if area := handler.opt.get("area"):
         reads = connection.scope.get("method") in ("GET", "HEAD") or handler.opt.get("reads")
         caller.require(f"{area}:{'read' if reads else 'write'}")
+        if area in _OF_TENANTS and not caller.tenant:
+            raise InvalidSpec(
+                "an administrator's token belongs to no tenant, so it has no tasks, logs, artifacts and blobs",
+                cure="use a tenant's token; an administrator's is for workers, audit rows and security events",
+            )
 
 
 def provide_caller(request: Request[Any, Any, Any]) -> Caller:

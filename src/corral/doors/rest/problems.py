@@ -25,9 +25,14 @@ _log = structlog.get_logger("corral.rest")
 
 def on_corral_error(request: Request[Any, Any, Any], error: CorralError) -> Response[bytes]:
     """An error that somebody raised on purpose."""
-    if isinstance(error, Refused):
+    foreign = bool(error.context.pop("foreign", False))  # another tenant's: the caller must not tell it from nobody's
+    if foreign or isinstance(error, Refused):
         services: Services = request.app.state.services
-        services.identities.refused(request.scope.get("state", {}).get("caller"), error.message, request_id(request))
+        services.identities.refused(
+            request.scope.get("state", {}).get("caller"),
+            f"{error.message} of this tenant, but of another" if foreign else error.message,
+            request_id(request),
+        )
     return _response(problem_of(error, request_id=request_id(request)))
 
 

@@ -40,13 +40,10 @@ class SqlAuditRows:
         if amended:
             await connection.execute(_AMEND, amended)
 
-    async def of_task(self, connection: AsyncConnection, tenant: str, task_id: str) -> Sequence[AuditRow]:
-        query = (
-            select(audit.c.facts)
-            .where(audit.c.task_id == task_id, audit.c.tenant == tenant)
-            .order_by(audit.c.run)
-            .limit(PAGE_MAX)
-        )
+    async def of_task(self, connection: AsyncConnection, tenant: str | None, task_id: str) -> Sequence[AuditRow]:
+        query = select(audit.c.facts).where(audit.c.task_id == task_id).order_by(audit.c.run).limit(PAGE_MAX)
+        if tenant is not None:
+            query = query.where(audit.c.tenant == tenant)
         return [_decode_audit(facts) for facts in (await connection.execute(query)).scalars()]
 
     async def page(self, connection: AsyncConnection, tenant: str | None, page: Page) -> Sequence[AuditEntry]:
