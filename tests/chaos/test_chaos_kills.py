@@ -8,6 +8,7 @@ import asyncio
 import os
 import random
 import signal
+import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import aclosing
@@ -225,14 +226,16 @@ async def test_whoever_is_killed_no_task_is_lost_and_none_ends_twice(home: Path,
             logs = {task_id: await log_of(corral, task_id) for task_id in tasks_with_log(crowd)}
         processes = up.process.children(recursive=True)
     finally:
-        up.stop()
+        status = up.stop()
+        sys.stdout.write(complaints(up.log.read_text(errors="replace")))
 
+    assert status == 0
     history = read_history(up.data / "corral.db")
     assert set(history) == set(crowd.kinds), "tasks were lost, or made twice"
     assert contradictions(history) == []
     assert [task_id for task_id, phase in crowd.final.items() if history[task_id].task.life.phase is not phase] == []
     surprises = {
-        task_id: (kind, history[task_id].task.life.phase, history[task_id].task.life.reason)
+        task_id: (kind, *(f"{event.kind}: {event.text}" for event in history[task_id].story))
         for task_id, (number, kind) in crowd.kinds.items()
         if not KINDS[kind].expected(number, history[task_id])
     }
@@ -269,7 +272,12 @@ async def all_resolved(crowd: Crowd) -> None:
 
 
 def tasks_with_log(crowd: Crowd) -> list[str]:
-    return [task_id for task_id, (_, kind) in crowd.kinds.items() if kind in ("plain", "dependent")]
+    """Those that completed, as all of these kinds should."""
+    return [
+        task_id
+        for task_id, (_, kind) in crowd.kinds.items()
+        if kind in ("plain", "dependent") and crowd.final[task_id] is Phase.COMPLETED
+    ]
 
 
 async def log_of(corral: Corral, task_id: str) -> bytes:
@@ -288,6 +296,11 @@ def dependents_waited(history: dict[str, TaskHistory]) -> list[str]:
         for run in each.task.life.runs
         if run.claimed_s is not None and run.claimed_s < (history[needed].task.life.resolved_s or float("inf"))
     ]
+
+
+def complaints(log: str) -> str:
+    """What is worth reading when the test has failed."""
+    return "\n".join(line for line in log.splitlines() if "level=info" not in line)[-30_000:]
 
 
 def mounted() -> set[str]:

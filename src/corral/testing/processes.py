@@ -123,9 +123,9 @@ class CorralProcess:
         return None
 
     def signal(self, number: int) -> None:
-        """Send a signal to the process itself."""
-        assert self._process is not None, "not started"
-        self._process.send_signal(number)
+        """Send a signal to the process itself; nothing when it has ended."""
+        if self._process is not None:
+            self._process.send_signal(number)
 
     def kill(self) -> None:
         """``kill -9``; what it leaves behind is not waited for."""
