@@ -50,7 +50,7 @@ class Fleet:
         return answer.json()
 
     def submit(self, script: str, **more: Any) -> str:
-        fields = {name: more.pop(name) for name in ("retries", "expires_s") if name in more}
+        fields: dict[str, Any] = {name: more.pop(name) for name in ("retries", "expires_s") if name in more}
         body = {"payload": {"command": ["sh", "-c", script], **more}, **fields}
         answer = httpx.post(f"{self.scheduler.url}/api/v1/tasks", json=body, trust_env=False, timeout=30)
         assert answer.is_success, answer.text

@@ -325,7 +325,7 @@ def test_a_worker_keeps_its_certificate_over_a_restart_and_never_loads_the_libra
 
     def is_back() -> bool:
         worker = get(up, "/workers")["workers"][0]
-        return worker["state"] == "ready" and worker["registered_s"] > before["registered_s"]
+        return bool(worker["state"] == "ready" and worker["registered_s"] > before["registered_s"])
 
     wait_until(is_back, "the next worker", log=up.log)
     second = up.child("worker")
