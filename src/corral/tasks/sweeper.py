@@ -20,7 +20,7 @@ async def run_sweeper(queue: Queue, clock: Clock) -> None:
         try:
             if clock.monotonic_s() >= forget_at_s:
                 await queue.forget_old_keys()
-                forget_at_s = clock.monotonic_s() + _FORGET_EVERY_S
+                forget_at_s = clock.monotonic_s() + min(_FORGET_EVERY_S, queue.limits.idempotency_s)
             full = await queue.sweep() >= queue.limits.sweep_tasks
         except DependencyError as error:
             queue.signals.sweeper_error = str(error)
