@@ -2,10 +2,11 @@
 
 import asyncio
 import os
+import stat
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 from corral.blobs.ports import BlobStore
 from corral.client.trees import upload_tree
@@ -13,6 +14,7 @@ from corral.kernel.digest import Digest, Digester
 from corral.kernel.errors import InvalidSpec
 
 _PIECE_BYTES: Final = 1024**2
+_PIECES_AT_ONCE: Final = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,9 +48,9 @@ class Uploads:
         return await upload_tree(_Counted(self._blobs, local.name or str(local), on_progress), local)
 
     async def file(self, local: Path, *, on_progress: OnProgress | None = None) -> Digest:
-        """Upload one file. Raises InvalidSpec when it cannot be read or changes meanwhile."""
+        """Upload one file. Raises InvalidSpec when it is a device or the like, cannot be read, or changes meanwhile."""
         try:
-            digest = await asyncio.to_thread(_digest_of, local)
+            digest = await _digest_of(local)
             store = _Counted(self._blobs, local.name, on_progress)
             if await store.find_missing("", [digest]):
                 await store.write("", digest, _pieces(local))
@@ -96,15 +98,32 @@ def _kind_of(local: Path) -> tuple[bool, bool]:
     return local.is_dir(), os.access(local, os.X_OK)
 
 
-def _digest_of(local: Path) -> Digest:
+async def _digest_of(local: Path) -> Digest:
     digester = Digester()
-    with local.open("rb") as file:
-        while piece := file.read(_PIECE_BYTES):
-            digester.update(piece)
+    with await asyncio.to_thread(_opened, local) as file:
+        while await asyncio.to_thread(_take, file, digester):  # in steps, so that Ctrl-C need not wait for the end
+            pass
     return digester.digest()
 
 
+def _take(file: IO[bytes], digester: Digester) -> bool:
+    for _ in range(_PIECES_AT_ONCE):
+        piece = file.read(_PIECE_BYTES)
+        if not piece:
+            return False
+        digester.update(piece)
+    return True
+
+
 async def _pieces(local: Path) -> AsyncGenerator[bytes, None]:
-    with local.open("rb") as file:
+    with await asyncio.to_thread(_opened, local) as file:
         while piece := await asyncio.to_thread(file.read, _PIECE_BYTES):
             yield piece
+
+
+def _opened(local: Path) -> IO[bytes]:
+    descriptor = os.open(local, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a fifo would wait for its writer
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise InvalidSpec(f"{local}: is neither a file nor a directory, so it cannot be an input", field="input")
+    return os.fdopen(descriptor, "rb")
