@@ -127,9 +127,7 @@ class _Writer:
             connection = await self.connect()
             thread = thread_of(connection)
             done = [(each, value) for each in batch for value in await self._attempt(connection, thread, each)]
-            if thread.in_transaction:
-                await thread.run(lambda: _leave(thread.raw))
-            await _let_go(connection)
+            await _commit(connection, thread)
         except FOREIGN as error:
             lost: BaseException = mapped(error)
         except _TransactionLost as error:
@@ -202,10 +200,13 @@ def _leave(raw: sqlite3.Connection) -> None:
     raw.execute("COMMIT")
 
 
-async def _let_go(connection: AsyncConnection) -> None:
-    """Our commit is done; SQLAlchemy may still believe in a transaction of its own."""
+async def _commit(connection: AsyncConnection, thread: SqliteConnection) -> None:
+    if thread.in_transaction and thread.wrote_nothing:
+        _leave(thread.raw)
+    elif thread.in_transaction:
+        await thread.run(lambda: _leave(thread.raw))
     if connection.in_transaction():
-        await connection.rollback()
+        await connection.rollback()  # only SQLAlchemy's own state
 
 
 def _fail(waiting: _Waiting, error: BaseException) -> None:

@@ -5,9 +5,9 @@ four hops between threads for each statement (open a cursor, execute, fetch, clo
 statement itself; this connection makes one, and opens the transaction in the same hop. It is handed to the dialect by
 ``async_creator_fn``. Rows are fetched at once: every query of ours is bounded.
 
-A statement that takes microseconds, in a transaction that is open (its lock is held, so there is nothing to wait for),
-costs less than the hop to the thread: ``run_short`` executes it where it is called. Beginnings, which may wait for a
-lock, and commits, which wait for the disk, always go to the thread.
+A statement that takes microseconds, in a transaction whose lock we hold (so there is nothing to wait for), costs less
+than the hop to the thread: ``run_short`` executes it where it is called. A lock that another process holds is waited
+for on the thread, and so is the disk, when something was written.
 """
 
 import asyncio
@@ -41,6 +41,7 @@ class SqliteConnection:
         self._connection: sqlite3.Connection | None = None  # this name too is part of the dialect's expectations
         self._prelude: tuple[str, ...] = ()
         self._under_way = 0
+        self._changes_before = 0
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="sqlite", daemon=True)
 
@@ -73,9 +74,29 @@ class SqliteConnection:
 
     async def run_short(self, work: Callable[[], T]) -> T:
         """Run ``work``, a few statements that take microseconds: here when that is safe, else on the thread."""
-        if self._under_way or not self.in_transaction:
+        if self._under_way or not (self.in_transaction or self._begin_nowait()):
             return await self.run(work)
         return work()
+
+    def _begin_nowait(self) -> bool:
+        """Open a transaction that holds the write lock, unless somebody else has that."""
+        raw = self._connection
+        if raw is None or not self._begin.endswith("IMMEDIATE"):
+            return False
+        raw.execute("PRAGMA busy_timeout=0")
+        try:
+            raw.execute(self._begin)
+        except sqlite3.OperationalError:
+            return False  # the thread waits, or hears again what is wrong
+        finally:
+            raw.execute(f"PRAGMA busy_timeout={round(self._busy_timeout_s * 1000)}")
+        self._changes_before = raw.total_changes
+        return True
+
+    @property
+    def wrote_nothing(self) -> bool:
+        """True when the open transaction has changed no row: its end waits for nothing."""
+        return not self._under_way and self.raw.total_changes == self._changes_before
 
     @property
     def raw(self) -> sqlite3.Connection:
@@ -103,6 +124,7 @@ class SqliteConnection:
         raw = self.raw
         if not raw.in_transaction:
             raw.execute(self._begin)
+            self._changes_before = raw.total_changes
         prelude, self._prelude = self._prelude, ()
         for statement in prelude:
             raw.execute(statement)
