@@ -1,14 +1,22 @@
 """What the ledger keeps of a run: a pure map."""
 
+from typing import Any
+
 from corral.ledger.model import AuditRow
-from corral.tasks.model import Resolved, Run, RunUsage
+from corral.tasks.model import Resolved, Run, RunUsage, TaskDefinition
 
 _NOTHING_USED = RunUsage()
 
 
-def audit_row(tenant: str, task_id: str, number: int, run: Run, report: Resolved | None) -> AuditRow:
-    """The audit row of an ended run; ``report`` is the worker's, None when the queue ended it."""
+def audit_row(
+    tenant: str, task_id: str, number: int, run: Run, report: Resolved | None, asked: TaskDefinition | None
+) -> AuditRow:
+    """The audit row of an ended run; ``report`` is the worker's, None when the queue ended it.
+
+    What a worker did not tell, because it was lost or the run was taken from it, is taken from what was ``asked``.
+    """
     usage = report.usage if report is not None else _NOTHING_USED
+    payload: dict[str, Any] = asked.payload if asked is not None else {}
     return AuditRow(
         task_id=task_id,
         run=number,
@@ -20,9 +28,9 @@ def audit_row(tenant: str, task_id: str, number: int, run: Run, report: Resolved
         started_s=run.started_s,
         resolved_s=run.resolved_s or run.created_s,
         sandbox=usage.sandbox,
-        runtime=usage.runtime,
-        image=report.image if report else "",
-        argv=report.argv if report else (),
+        runtime=usage.runtime or (asked.runtime if asked is not None else ""),
+        image=(report.image if report else "") or _text(payload.get("image")),
+        argv=(report.argv if report else ()) or _texts(payload.get("command")),
         env_digest=report.env_digest if report else "",
         inputs=report.inputs if report else (),
         artifacts=tuple((artifact.name, artifact.digest) for artifact in report.artifacts) if report else (),
@@ -40,3 +48,11 @@ def audit_row(tenant: str, task_id: str, number: int, run: Run, report: Resolved
         cpu_system_s=usage.cpu_system_s,
         memory_peak_bytes=usage.memory_peak_bytes,
     )
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    return tuple(_text(each) for each in value) if isinstance(value, list | tuple) else ()
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""

@@ -105,9 +105,9 @@ class UnitOfWork:
                 case AbortRun():
                     self.aborts = True
                 case WriteAudit():
-                    self._audit.append(
-                        audit_row(record.tenant, record.id, effect.run, record.life.runs[effect.run], effect.report)
-                    )
+                    run, report = record.life.runs[effect.run], effect.report
+                    asked = record.definition if report is None or not report.argv else None
+                    self._audit.append(audit_row(record.tenant, record.id, effect.run, run, report, asked))
                     if effect.report is not None and effect.report.artifacts:
                         self._artifacts.append((record, effect.run, effect.report.artifacts))
                 case AmendAudit():
