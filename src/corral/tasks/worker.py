@@ -230,14 +230,17 @@ class Worker:
 
     async def _claim(self, free: int) -> Sequence[Claim]:
         claims: Sequence[Claim] = ()
+        poll = asyncio.timeout(None)
         try:
-            async with asyncio.timeout(None) as self._claiming:
+            async with poll:
+                self._claiming = poll
                 claims = await self._source.claim(free, wait_s=self._config.claim_wait_s)
         except TimeoutError:
-            if not self.draining and not self._on_hold:
-                raise  # a drain ends the long poll; what the queue gave us then expires there
-        self._claiming = None
-        return claims
+            if not poll.expired():  # whatever was asked meanwhile: a hold may be over before the poll has ended
+                raise
+        finally:
+            self._claiming = None
+        return claims  # none, when a drain or a hold ended the poll; what the queue gave us then expires there
 
     def _begin(self, claim: Claim, runs: asyncio.TaskGroup) -> None:
         """Take a claim on; also when a stop came meanwhile, so that the queue hears of its end."""
