@@ -140,6 +140,7 @@ void each_stream(void (*)(struct stream *));
 
 struct settings {
     bool ready;
+    bool no_subreapers; /* gVisor's kernel of 2022: whoever loses his parent becomes a child of ours */
     uint32_t grace_ms;
     uint32_t folders, limits;
     int *folder_fd;

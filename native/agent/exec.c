@@ -277,7 +277,7 @@ static void on_output_ready(struct source *s) {
     }
 }
 
-/* Somebody killed the keeper: its tree is ours now, and whatever is not under another keeper goes. */
+/* Somebody killed the keeper, or keepers cannot adopt: its tree is ours now, and what is under no other keeper goes. */
 static void kill_orphans(void) {
     uint64_t until = now_us() + ORPHAN_PATIENCE_US;
     for (unsigned round = 0; now_us() < until; round++) {
@@ -338,6 +338,11 @@ static void on_control_ready(struct source *s) {
     } else if (r.kind == REPORT_STARTED) {
         tell_started(e, &r);
     } else if (r.kind == REPORT_ENDED) {
+        reap_children();
+        if (settings.no_subreapers && !only_keepers_are_children()) {
+            kill_orphans();
+            r.flags |= EXIT_LEFT_PROCESSES;
+        }
         e->report = r;
         on_ended(e);
     } else {

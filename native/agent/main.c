@@ -44,6 +44,8 @@ int main(int argc, char **argv) {
         files.rlim_cur = files.rlim_max;
         setrlimit(RLIMIT_NOFILE, &files);
     }
+    /* a kernel that only pretends, to process 1, refuses to take it back */
+    settings.no_subreapers = prctl(PR_SET_CHILD_SUBREAPER, 0) < 0;
     prctl(PR_SET_CHILD_SUBREAPER, 1);
     link_open(moved);
     loop_run();

@@ -146,6 +146,8 @@ static bool carry_out(const struct setup_request *s) {
         note("the host name cannot be set here", errno);
     if (s->flags & SETUP_FORBID_USER_NAMESPACES)
         forbid_user_namespaces();
+    if (settings.no_subreapers)
+        note("this kernel has no subreapers, so the end of an exec ends the daemons of all", EINVAL);
     keep_limits(s);
     settings.grace_ms = s->grace_ms;
     return seal(s);

@@ -1,9 +1,12 @@
 /* corral-launch: becomes another program with less: in control groups, as another user, with only the
  * descriptors that it is told to keep.
  *
- *   corral-launch [-g FILE]... [-u UID:GID] [-n FIRST [-h DIRECTORY]...] [-k HIGHEST_FD] [-x FD] -- PROGRAM [ARGUMENT]...
+ *   corral-launch [-g FILE]... [-b DIRECTORY -t PLACE] [-u UID:GID] [-n FIRST [-h DIRECTORY]...] [-k HIGHEST_FD]
+ *                 [-x FD] -- PROGRAM [ARGUMENT]...
  *
  * -g FILE      write "0" to this cgroup.procs file: join the group
+ * -b, -t       in a mount namespace of its own, show this directory at that place: there the user of -u reaches it,
+ *              although directories above it are closed to him; the mount goes with the program and its children
  * -u UID:GID   drop every supplementary group, then become this group and this user, for good
  * -n FIRST     enter a user and a mount namespace of our own. Its users and groups 0 and 1000 are FIRST and FIRST + 1
  *              outside (only root can ask for that); with FIRST 0 its root is who we are now, and there is nobody else
@@ -163,6 +166,13 @@ static void enter_namespaces(unsigned long first, const char *const *hidden, int
 			fail("cannot hide", hidden[i]);
 }
 
+static void show(const char *directory, const char *place)
+{
+	if (unshare(CLONE_NEWNS) || mount(NULL, "/", NULL, MS_REC | MS_SLAVE, NULL) ||
+	    mount(directory, place, NULL, MS_BIND, NULL))
+		fail("cannot show to the sandbox's user", directory);
+}
+
 static void close_above(unsigned int highest)
 {
 	if (syscall(SYS_close_range, highest + 1, ~0U, 0) == 0)
@@ -179,10 +189,12 @@ int main(int argc, char **argv)
 	unsigned int keep = 2;
 	int program = -1, option, hide = 0, namespaces = 0;
 	unsigned long first = 0;
-	const char *user = NULL, *hidden[HIDDEN_MAX];
+	const char *user = NULL, *directory = NULL, *place = NULL, *hidden[HIDDEN_MAX];
 
-	while ((option = getopt(argc, argv, "+g:u:n:h:k:x:")) != -1) {
+	while ((option = getopt(argc, argv, "+b:g:h:k:n:t:u:x:")) != -1) {
 		switch (option) {
+		case 'b': directory = optarg; break;
+		case 't': place = optarg; break;
 		case 'g': join_group(optarg); break;
 		case 'u': user = optarg; break;
 		case 'n': first = whole_number(optarg), namespaces = 1; break;
@@ -201,6 +213,10 @@ int main(int argc, char **argv)
 	if (program >= 0 && fcntl(program, F_SETFD, FD_CLOEXEC))
 		fail("cannot use", "the open program");
 	close_above(keep);
+	if (!directory != !place)
+		misuse("list: -b and -t belong together");
+	if (directory)
+		show(directory, place);
 	if (user)
 		become(user);
 	if (namespaces)

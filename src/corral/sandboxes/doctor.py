@@ -100,7 +100,8 @@ async def _note_trial(
 
 
 async def _try_runtime(name: str, home: Home, clock: Clock) -> str:
-    with closing(KNOWN[name](home, RuntimesConfig())) as runtime:
+    # in a thread: a runtime copies files and asks programs for their versions, and others are being timed
+    with closing(await asyncio.to_thread(KNOWN[name], home, RuntimesConfig())) as runtime:
         began_s = clock.monotonic_s()
         # every trial has its own id; the home is new, so nothing else has one
         box = await runtime.start(SandboxSpec(id=f"sbx_doctor_{name}", tenant="doctor", size=_SIZE))
@@ -110,8 +111,9 @@ async def _try_runtime(name: str, home: Home, clock: Clock) -> str:
             ran_s = await _run_and_kill(sandbox, clock)
         finally:
             await finish(sandbox.stop(), within_s=10)
-    notes = "".join(f"; {note}" for note in box.link.notes)
-    return f"ready in {format_duration(ready_s)}, a command in {format_duration(ran_s)}{notes}"
+        notes = "".join(f"; {note}" for note in box.link.notes)
+        about = f"{runtime.about}: " if runtime.about else ""
+        return f"{about}ready in {format_duration(ready_s)}, a command in {format_duration(ran_s)}{notes}"
 
 
 async def _run_and_kill(sandbox: Sandbox, clock: Clock) -> float:

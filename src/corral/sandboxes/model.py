@@ -46,7 +46,11 @@ class SandboxSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
-    """What a runtime can do; every power defaults to "no"."""
+    """What a runtime can do; every power defaults to "no".
+
+    ``disk_limit`` bounds the bytes in each writable folder, ``file_limit`` the number of files. A limit that is not
+    claimed may still end the whole sandbox, never more.
+    """
 
     kernel_boundary: bool = False
     network: bool = False
@@ -56,6 +60,7 @@ class Capabilities:
     memory_limit: bool = False
     process_limit: bool = False
     disk_limit: bool = False
+    file_limit: bool = False
 
 
 @dataclass(frozen=True, slots=True)

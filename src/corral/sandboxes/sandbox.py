@@ -2,6 +2,7 @@
 
 import asyncio
 import posixpath
+import signal
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -116,7 +117,7 @@ class Sandbox:
         if self._work_path != WORK:
             env = tuple((name, self._placed(value)) for name, value in request.env)
             request = replace(request, cwd=self._placed(request.cwd), env=env)
-        return Execution(self._link, request, stdin=stdin, judge=self._judge)
+        return Execution(self._link, request, stdin=stdin, judge=self._judge, coroner=self._last_words)
 
     def _placed(self, path: str) -> str:
         """Where a path lies for the agent: a box without mounts of its own has another folder for /work."""
@@ -237,6 +238,18 @@ class Sandbox:
         if self._events.process_limit > before.process_limit:
             return replace(result, end=End.PROCESS_LIMIT, message="the sandbox has all the processes that it may have")
         return None
+
+    def _last_words(self) -> ExecResult | None:
+        """A limit that took the whole sandbox: gVisor's kernel is itself a process in the group."""
+        events = self._box.limit_events_nowait()
+        if events.out_of_memory > self._events.out_of_memory:
+            end, what = End.OUT_OF_MEMORY, "memory"
+        elif events.process_limit > self._events.process_limit:
+            end, what = End.PROCESS_LIMIT, "processes"
+        else:
+            return None
+        message = f"the sandbox used all the {what} that it may have, and ended with everything in it"
+        return ExecResult(end=end, signal=signal.SIGKILL, message=message, left_processes=True)
 
     async def _by_space(self, result: ExecResult) -> ExecResult | None:
         for folder in self._link.setup.writable:

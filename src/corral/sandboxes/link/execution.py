@@ -19,6 +19,8 @@ from corral.sandboxes.model import End, ExecRequest, ExecResult, TerminalSize
 Channel = Literal[1, 2]
 Output = tuple[Channel, bytes]
 Judge = Callable[[ExecResult, bool], Awaitable[ExecResult]]
+Coroner = Callable[[], ExecResult | None]
+"""How an exec ended whose whole sandbox is gone, when that is known."""
 
 _KILL_PATIENCE_S: Final = 15.0
 """The agent gives up on unkillable processes after 10 s; one that has not answered after this is lost itself."""
@@ -32,11 +34,12 @@ class Execution:
         pid: of the command inside the sandbox, once the agent told it; 0 before.
     """
 
-    def __init__(self, link: Link, request: ExecRequest, *, stdin: bool, judge: Judge) -> None:
+    def __init__(self, link: Link, request: ExecRequest, *, stdin: bool, judge: Judge, coroner: Coroner) -> None:
         self.request = request
         self.pid = 0
         self._link = link
         self._judge = judge
+        self._coroner = coroner
         self._forced: End | None = None
         self._sent_bytes = 0
         self._result: ExecResult | None = None
@@ -69,7 +72,10 @@ class Execution:
                 frame = await self._stream.wait_frame()
             except SandboxLost:
                 self._stop_timers()
-                raise
+                self._result = self._coroner()
+                if self._result is None:
+                    raise
+                return None
             try:
                 if frame.type in (protocol.T_STDOUT, protocol.T_STDERR):
                     if (chunk := self._on_output(frame)) is not None:

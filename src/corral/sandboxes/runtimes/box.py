@@ -1,4 +1,4 @@
-"""A box whose far end is a child process of ours: what bubblewrap and the host runtime have in common."""
+"""A box whose far end is a child process of ours: what all runtimes that start one have in common."""
 
 import asyncio
 import os
@@ -6,9 +6,9 @@ import shutil
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from corral.kernel.concurrency import finish
 from corral.kernel.errors import CorralError, SandboxFailed
@@ -26,26 +26,56 @@ _STOP_WITHIN_S: Final = 15.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Overhead:
+    """What a runtime's own processes may use of a box's control group, beyond the box's size."""
+
+    memory_bytes: int = 0
+    processes: int = 0
+
+
+_NO_OVERHEAD: Final = Overhead()
+
+
+@dataclass(frozen=True, slots=True)
+class Namespaces:
+    """User and mount namespaces in which the program runs; see ``-n`` and ``-h`` of native/launch.
+
+    Attributes:
+        first: host id of their root, the next one is user 1000's; 0 makes us their root, and nobody else is in them.
+        hidden: directories that are empty in there.
+    """
+
+    first: int
+    hidden: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
-    """How to start the program whose descriptor 0 becomes the link.
+    """How to start the program that gets the link.
 
     Attributes:
         argv: the program and its arguments; run by the launcher.
         setup: what its agent is told.
         user: (uid, gid) to become first, or None to stay who we are.
-        descriptors: become 3, 4, … of the program.
+        namespaces: to enter first, or None to stay where we are.
+        stream: the program's descriptor that is the link: 0, or 3 (then 0 is /dev/null).
+        descriptors: become 3, 4, … of the program, from the one after the link.
         program: the one of these numbers that is executed instead of ``argv[0]``; closed on the way.
         env: its environment; the agent passes none of it on.
         folder: a directory that goes when the box goes.
+        show: (directory, place): what ``user`` cannot reach by itself is shown to it there, and to nobody else.
     """
 
     argv: Sequence[str]
     setup: Setup
     user: tuple[int, int] | None = None
+    namespaces: Namespaces | None = None
+    stream: Literal[0, 3] = 0
     descriptors: Sequence[int] = ()
     program: int | None = None
     env: tuple[tuple[str, str], ...] = ()
     folder: Path | None = None
+    show: tuple[str, str] | None = None
 
 
 class ProcessBox:
@@ -58,6 +88,7 @@ class ProcessBox:
         self._folder = folder
         self._child: Child | None = None
         self._link: Link | None = None
+        self._events = LimitEvents()
 
     @property
     def spec(self) -> SandboxSpec:
@@ -74,10 +105,12 @@ class ProcessBox:
         return self._child.pid if self._child is not None else 0
 
     def limit_events_nowait(self) -> LimitEvents:
-        if self._cgroup is None:
-            return LimitEvents()
-        counters = self._cgroup.counters()
-        return LimitEvents(out_of_memory=counters.out_of_memory, process_limit=counters.process_limit)
+        if self._cgroup is not None:
+            counters = self._cgroup.counters()
+            memory = max(self._events.out_of_memory, counters.out_of_memory)  # a group that is gone counts nothing
+            processes = max(self._events.process_limit, counters.process_limit)
+            self._events = LimitEvents(out_of_memory=memory, process_limit=processes)
+        return self._events
 
     async def stop(self) -> None:
         """See ``ports.Box.stop``. Raises SandboxFailed when something in it cannot be killed; the rest is freed."""
@@ -87,6 +120,7 @@ class ProcessBox:
         if self._child is not None and not await self._end_child(self._child):
             failures.append(f"process {self._child.pid} does not die")
         if self._cgroup is not None:
+            self.limit_events_nowait()  # for whoever asks afterwards why the box ended
             self._cgroup.kill()
             try:
                 await self._cgroup.remove()
@@ -112,12 +146,12 @@ class ProcessBox:
     async def _start(self, launch: Launch, within_s: float) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         words, words_in = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC) if launch.stream else -1
+        first = (theirs.fileno(), words_in, words_in) if null < 0 else (null, words_in, words_in, theirs.fileno())
         try:
             try:
                 self._child = Child.spawn(
-                    self._argv(launch),
-                    descriptors=(theirs.fileno(), words_in, words_in, *launch.descriptors),
-                    env=dict(launch.env),
+                    self._argv(launch), descriptors=(*first, *launch.descriptors), env=dict(launch.env)
                 )
             except OSError as error:
                 ours.close()
@@ -125,6 +159,8 @@ class ProcessBox:
             finally:
                 theirs.close()
                 os.close(words_in)
+                if null >= 0:
+                    os.close(null)
             if self._cgroup is None:
                 self._home.note(self._spec.id, self._child)
             try:
@@ -143,15 +179,27 @@ class ProcessBox:
         argv = [str(launcher_path())]
         for file in self._cgroup.procs_files if self._cgroup is not None else ():
             argv += ["-g", file]
+        if launch.show is not None:
+            argv += ["-b", launch.show[0], "-t", launch.show[1]]
         if launch.user is not None:
             argv += ["-u", f"{launch.user[0]}:{launch.user[1]}"]
+        if launch.namespaces is not None:
+            argv += ["-n", str(launch.namespaces.first)]
+            argv += [word for directory in launch.namespaces.hidden for word in ("-h", directory)]
         if launch.program is not None:
             argv += ["-x", str(launch.program)]
-        return [*argv, "-k", str(2 + len(launch.descriptors)), "--", *launch.argv]
+        highest = (launch.stream or 2) + len(launch.descriptors)
+        return [*argv, "-k", str(highest), "--", *launch.argv]
 
 
 async def start_box(
-    spec: SandboxSpec, home: Home, prepare: Callable[[], Launch], *, within_s: float, folder: Path | None = None
+    spec: SandboxSpec,
+    home: Home,
+    prepare: Callable[[], Launch],
+    *,
+    within_s: float,
+    folder: Path | None = None,
+    overhead: Overhead = _NO_OVERHEAD,
 ) -> ProcessBox:
     """Start a box; ``prepare`` is called when its group and folder exist.
 
@@ -159,7 +207,14 @@ async def start_box(
     """
     home.enter(spec.id)
     try:
-        cgroup = home.cgroups.create(spec.id, spec.size)
+        cgroup = home.cgroups.create(
+            spec.id,
+            replace(
+                spec.size,
+                memory_bytes=spec.size.memory_bytes + overhead.memory_bytes,
+                processes=spec.size.processes + overhead.processes,
+            ),
+        )
     except OSError as error:
         home.forget(spec.id)
         raise SandboxFailed(f"no control group for the sandbox: {error}") from error

@@ -59,6 +59,7 @@ class BubblewrapRuntime:
     """See ``ports.Runtime``. Opened with its worker's ``Home``; ``close`` frees the shared descriptors."""
 
     name = "bubblewrap"
+    about = ""
 
     def __init__(self, home: Home, *, host_user: HostUser | None = None, start_within_s: float = 10.0) -> None:
         """Raises SandboxFailed when the agent, the launcher or bubblewrap itself is missing."""
@@ -73,6 +74,7 @@ class BubblewrapRuntime:
             memory_limit="memory" in hard,
             process_limit="pids" in hard,
             disk_limit=True,
+            file_limit=True,
         )
         self._stock: _Stock | None = _take_stock(home, self._user)
 

@@ -27,6 +27,7 @@ class ReallyReallyDangerousRuntime:
     """See ``ports.Runtime``."""
 
     name = NAME
+    about = ""
 
     def __init__(self, home: Home, *, start_within_s: float = 10.0) -> None:
         """Raises SandboxFailed when the agent is missing."""

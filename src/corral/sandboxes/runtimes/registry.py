@@ -14,10 +14,15 @@ from corral.sandboxes.cgroups import Cgroups
 from corral.sandboxes.ports import Runtime
 from corral.sandboxes.runtimes import really_really_dangerous
 from corral.sandboxes.runtimes.bubblewrap import BubblewrapRuntime, HostUser
+from corral.sandboxes.runtimes.gvisor import GvisorConfig, GvisorRuntime
 from corral.sandboxes.runtimes.home import Home
+from corral.sandboxes.runtimes.oci import OciConfig, OciRuntime
 from corral.sandboxes.runtimes.really_really_dangerous import ReallyReallyDangerousRuntime
+from corral.sandboxes.runtimes.tenant_users import IDS_PER_TENANT, TENANTS_MAX
 
 _log = structlog.get_logger(__name__)
+_TENANT_UIDS_FROM: Final = 65536  # below lie people and services
+_TENANT_UIDS_TO: Final = 2**31 - 2 * IDS_PER_TENANT * TENANTS_MAX
 
 
 class RuntimesConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -26,13 +31,20 @@ class RuntimesConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     Attributes:
         names: of ``KNOWN``; the first is the default.
         start_within_s: a sandbox that has not answered by then has failed.
-        host_uid, host_gid: who a sandbox is on the host when the worker is root; never 0.
+        host_uid, host_gid: who a bubblewrap sandbox is on the host when the worker is root; never 0.
+        tenant_uid_first: from here on every tenant gets host ids of its own for its oci and gvisor sandboxes when
+            the worker is root; 400,000 ids that belong to nobody else.
+        oci: the runtime "oci".
+        gvisor: the runtime "gvisor".
     """
 
     names: tuple[str, ...] = ("bubblewrap",)
     start_within_s: float = 10.0
     host_uid: int = 65534
     host_gid: int = 65534
+    tenant_uid_first: int = 0x70000000
+    oci: OciConfig = OciConfig()
+    gvisor: GvisorConfig = GvisorConfig()
 
     def __post_init__(self) -> None:
         if not self.names:
@@ -41,10 +53,15 @@ class RuntimesConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             raise ValueError("start_within_s must be more than 0 seconds")
         if self.host_uid < 1 or self.host_gid < 1:
             raise ValueError("host_uid and host_gid must not be root's")
+        if not _TENANT_UIDS_FROM <= self.tenant_uid_first <= _TENANT_UIDS_TO:
+            raise ValueError(f"tenant_uid_first must be from {_TENANT_UIDS_FROM} to {_TENANT_UIDS_TO}")
 
 
 class OpenRuntime(Runtime, Protocol):
-    """A runtime that holds something for all its boxes."""
+    """A runtime that holds something for all its boxes. ``about``: programs of others that it starts, for people."""
+
+    @property
+    def about(self) -> str: ...
 
     def close(self) -> None:
         """Free it; boxes that run are not touched."""
@@ -56,17 +73,27 @@ def _bubblewrap(home: Home, config: RuntimesConfig) -> OpenRuntime:
     return BubblewrapRuntime(home, host_user=user, start_within_s=config.start_within_s)
 
 
+def _oci(home: Home, config: RuntimesConfig) -> OpenRuntime:
+    first = config.tenant_uid_first
+    return OciRuntime(home, config.oci, first_user=first, start_within_s=config.start_within_s)
+
+
+def _gvisor(home: Home, config: RuntimesConfig) -> OpenRuntime:
+    first = config.tenant_uid_first
+    return GvisorRuntime(home, config.gvisor, first_user=first, start_within_s=config.start_within_s)
+
+
 def _really_really_dangerous(home: Home, config: RuntimesConfig) -> OpenRuntime:
     return ReallyReallyDangerousRuntime(home, start_within_s=config.start_within_s)
 
 
 KNOWN: Final[Mapping[str, Callable[[Home, RuntimesConfig], OpenRuntime]]] = {
     "bubblewrap": _bubblewrap,
+    "oci": _oci,
+    "gvisor": _gvisor,
     "really_really_dangerous": _really_really_dangerous,
 }
 ABSENT: Final[Mapping[str, str]] = {
-    "oci": "it needs an OCI runtime (crun or runc) and images, which this version does not have",
-    "gvisor": "it needs runsc and images, which this version does not have",
     "firecracker": "it needs KVM, firecracker and a guest kernel, which this version does not drive",
     "qemu": "it needs qemu-system and a guest kernel, which this version does not drive",
     "runhcs-wcow-hypervisor": "it needs Windows with Hyper-V, and Corral's workers run on Linux",

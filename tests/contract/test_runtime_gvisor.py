@@ -1,0 +1,23 @@
+"""The gvisor runtime keeps the contract."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from corral.kernel.errors import SandboxFailed
+from corral.sandboxes.ports import Runtime
+from corral.sandboxes.runtimes.registry import RuntimesConfig, open_runtimes
+from corral.testing.runtime_contract import RuntimeContract
+
+
+@pytest.fixture(scope="module")
+def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
+    try:
+        with open_runtimes(RuntimesConfig(names=("gvisor",)), tmp_path_factory.mktemp("sandboxes")) as runtimes:
+            yield runtimes["gvisor"]
+    except SandboxFailed as error:
+        pytest.skip(f"{error}: {error.cure}")
+
+
+class TestGvisor(RuntimeContract):
+    """Nothing to add."""
