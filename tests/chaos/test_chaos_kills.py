@@ -127,11 +127,12 @@ class Crowd:
 
     async def look(self) -> None:
         """Remember what is final: it must stay so."""
+        known = dict(self.final)  # before the question: an answer may be older than what another one told meanwhile
         after = ""
         while True:
             page = await answered(partial(self.corral.tasks.page, limit=1000, after=after))
             for task in page.tasks:
-                assert self.final.get(task.id, task.phase) is task.phase, f"{task.id} was {self.final[task.id]}"
+                assert known.get(task.id, task.phase) is task.phase, f"{task.id} was {known[task.id]}"
                 if task.phase.final:
                     self.final[task.id] = task.phase
             after = page.next

@@ -33,7 +33,7 @@ def up() -> Iterator[CorralProcess]:
     with public_directory() as home:
         up = CorralProcess(
             *("up", home, "scheduler.http=127.0.0.1:0", "scheduler.grpc=127.0.0.1:0"),
-            *("pool.idle_ttl_s=1", "queue.idempotency_s=1", "logs.seal_grace_s=0.5"),
+            *("pool.idle_ttl_s=1", "queue.idempotency_s=1", "logs.seal_grace_s=0.5", "logs.forget_every_s=1"),
         )
         try:
             up.start()
