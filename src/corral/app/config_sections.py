@@ -13,6 +13,7 @@ from corral.blobs.config import BlobsConfig
 from corral.database.limits import DatabaseLimits
 from corral.fleet.adapters.grpc_link import LinkConfig
 from corral.fleet.model import FleetConfig
+from corral.images.model import ImagesConfig
 from corral.kernel.errors import InvalidSpec
 from corral.ledger.limits import LedgerLimits
 from corral.sandboxes.pool_model import PoolConfig
@@ -153,6 +154,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         worker: the worker's claim and lease loops.
         runs: policy and bounds for runs.
         runtimes: kinds of isolation that the worker offers.
+        images: OCI images that the worker runs.
         pool: warm sandboxes.
         plugins: features of the task life cycle.
         queue: what the queue accepts and how long it waits.
@@ -174,6 +176,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     worker: WorkerConfig = WorkerConfig()
     runs: RunConfig = RunConfig()
     runtimes: RuntimesConfig = RuntimesConfig()
+    images: ImagesConfig = ImagesConfig()
     pool: PoolConfig = PoolConfig()
     plugins: PluginsConfig = PluginsConfig()
     queue: QueueLimits = QueueLimits()
@@ -191,6 +194,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def data(self) -> Path:
         """The data directory; ``$XDG_DATA_HOME/corral`` when none is configured."""
         return Path(self.data_dir or _default_data_dir()).expanduser().absolute()
+
+    @property
+    def images_directory(self) -> Path:
+        """Where prepared images lie."""
+        return Path(self.images.directory) if self.images.directory else self.data / "images"
 
     @property
     def database_url(self) -> str:

@@ -8,8 +8,9 @@ import sys
 from importlib import import_module
 from typing import Final
 
-ROLES: Final = ("up", "scheduler", "worker", "config_show")
+ROLES: Final = ("up", "scheduler", "worker", "config_show", "image")
 _HIDDEN: Final = ("rich", "pydantic")
+_FOR_PEOPLE: Final = frozenset({"image"})  # draws tables, and ends
 
 
 def main() -> int:
@@ -18,7 +19,7 @@ def main() -> int:
     if role not in ROLES:
         sys.stderr.write(f"corral: error: name one of {', '.join(ROLES)}\n")
         return 2
-    for name in _HIDDEN:
+    for name in _HIDDEN if role not in _FOR_PEOPLE else ():
         sys.modules[name] = None  # type: ignore[assignment]  # importing it fails, as if it were not installed
     status: int = import_module(f"corral.app.{role}").main()
     return status

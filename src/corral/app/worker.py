@@ -22,6 +22,7 @@ import structlog
 from corral import __version__
 from corral.app.config_sections import Config
 from corral.app.datadir import kept_id, locked_directory
+from corral.app.images import make_images
 from corral.app.own_certificate import own_fingerprint
 from corral.app.start import configure_logging, read_arguments, run_process, tell
 from corral.blobs.adapters.tiered import Tier
@@ -29,6 +30,7 @@ from corral.blobs.service import keep_clean, open_store
 from corral.fleet.adapters.blobs import SchedulerBlobs
 from corral.fleet.adapters.grpc_link import SchedulerLink
 from corral.fleet.model import Capacity, DesiredState, Registration, WorkerState
+from corral.images.service import Images
 from corral.kernel.clock import Clock, SystemClock
 from corral.kernel.errors import CorralError
 from corral.kernel.ids import new_id, new_token
@@ -61,6 +63,7 @@ class _Wiring:
     def __init__(self, config: Config, registration: Registration) -> None:
         self.worker: Worker | None = None
         self.pools: Pools | None = None
+        self.images: Images | None = None
         self.link = SchedulerLink(
             config.join.scheduler,
             config.join.token,
@@ -78,6 +81,7 @@ class _Wiring:
         return WorkerState(
             slots_free=worker.slots_free,
             runs=tuple(worker.runs),
+            images=() if self.images is None else self.images.digests(),
             draining=worker.draining or worker.on_hold,
             load=os.getloadavg()[0] / (os.cpu_count() or 1),
             disk_free_bytes=shutil.disk_usage(self._data).free,
@@ -103,13 +107,19 @@ async def running_worker(config: Config) -> AsyncIterator[Worker]:
         spool = _empty_folder(data / "spool")
         runtimes = stack.enter_context(open_runtimes(config.runtimes, data / "sandboxes"))
         await _sweep(runtimes)
+        opened: list[Pools] = []
+        images = await stack.enter_async_context(  # before the pools, whose sandboxes stand on them to the end
+            make_images(config, clock, in_use=lambda: {count.key.root for each in opened for count in each.counts()})
+        )
         pools = await stack.enter_async_context(
             Pools(runtimes, config.pool, clock=clock, new_id=lambda: new_id("sbx", now_s=clock.now_s()))
         )
         worker_id = config.join.id or kept_id(data / "worker.id", "wrk", now_s=clock.now_s())
         fingerprint = await own_fingerprint(data, worker_id)
-        wiring = _Wiring(config, _registration(config, runtimes, worker_id, fingerprint))
-        wiring.pools = pools
+        registration = _registration(config, runtimes, worker_id, fingerprint)
+        wiring = _Wiring(config, msgspec.structs.replace(registration, images=images.digests()))
+        wiring.pools, wiring.images = pools, images
+        opened.append(pools)
         shared = (data / "scheduler.lock").exists()  # then its disk tier is ours, and it does the cleaning
         last = () if shared else (Tier(name="scheduler", store=SchedulerBlobs(wiring.link), deadline_s=_TIER_S),)
         blobs = await stack.enter_async_context(
@@ -126,11 +136,12 @@ async def running_worker(config: Config) -> AsyncIterator[Worker]:
             config=config.runs,
             runtime=config.runs.runtime or config.runtimes.names[0],
             new_incident=lambda: new_id("inc", now_s=clock.now_s()),
+            images=images,
         )
         worker = wiring.worker = Worker(
             GrpcTaskSource(wiring.link), services, config.worker, on_change=wiring.link.state_changed
         )
-        loops: list[Coroutine[Any, Any, Any]] = [wiring.link.run(), sink.run()]
+        loops: list[Coroutine[Any, Any, Any]] = [wiring.link.run(), sink.run(), images.keep_clean()]
         if not shared:
             loops += [keep_clean(janitor, clock, config.blobs.clean_every_s) for janitor in blobs.janitors]
         await stack.enter_async_context(_beside(loops))

@@ -33,6 +33,7 @@ VERBS: Final = {
     "up": Verb("corral.cli.up", "Start everything on this machine: a scheduler and a worker.", _OPERATE),
     "scheduler": Verb("corral.cli.scheduler", "Start only a scheduler.", _OPERATE),
     "worker": Verb("corral.cli.worker.group", "Start a worker; list and drain workers.", _OPERATE),
+    "image": Verb("corral.cli.image.group", "Pull, list, show and remove this worker's images.", _OPERATE),
     "doctor": Verb("corral.cli.doctor", "Try every kind of isolation on this machine and say what works.", _OPERATE),
     "audit": Verb("corral.cli.audit.group", "Who ran what.", _OPERATE),
     "token": Verb("corral.cli.token.group", "Make tokens for tenants and workers.", _OPERATE),

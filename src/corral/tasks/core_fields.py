@@ -6,6 +6,7 @@ from typing import Annotated, Final
 
 import msgspec
 
+from corral.images.model import Reference
 from corral.kernel.digest import Digest
 from corral.kernel.errors import InvalidSpec
 from corral.kernel.ids import is_id
@@ -131,7 +132,17 @@ class CoreFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     command: Annotated[tuple[str, ...], msgspec.Meta(description="Program and arguments; no shell unless you name one")]
     image: Annotated[
-        str, msgspec.Meta(description='"" for the worker\'s own read-only root, or "root:/dir" for a prepared one')
+        str,
+        msgspec.Meta(
+            description='"" for the worker\'s own read-only root, an OCI image such as "registry:5000/name:tag" or '
+            '"name@sha256:…", or "root:/dir" for a prepared directory'
+        ),
+    ] = ""
+    image_secret: Annotated[
+        str,
+        msgspec.Meta(
+            description="Name of a secret of the tenant for the image's registry: user:password or a docker config.json"
+        ),
     ] = ""
     inputs: Annotated[tuple[Input, ...], msgspec.Meta(description="Files and directories to put in place first")] = ()
     resources: Resources = Resources()
@@ -142,12 +153,19 @@ class CoreFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         mistakes = [*command_mistakes(self.command), *_image_mistakes(self.image), *_input_mistakes(self.inputs)]
         if problem := directory_mistake(self.cwd):
             mistakes.append(f"cwd: {problem}")
+        if self.image_secret and not self.reference:
+            mistakes.append("image_secret: is for the registry of an OCI image, and none is named")
         refuse(mistakes)
 
     @property
     def root(self) -> str:
-        """The prepared root directory, or ""."""
-        return self.image.removeprefix(_ROOT)
+        """The directory that ``root:`` names, or ""."""
+        return self.image.removeprefix(_ROOT) if self.image.startswith(_ROOT) else ""
+
+    @property
+    def reference(self) -> str:
+        """The OCI image, or ""."""
+        return "" if self.image.startswith(_ROOT) else self.image
 
 
 def digest_mistakes(text: str, field: str) -> Iterator[str]:
@@ -181,10 +199,10 @@ def _image_mistakes(image: str) -> Iterator[str]:
     if not image:
         return
     if not image.startswith(_ROOT):
-        yield (
-            f'image: "{printable(image)}" names an OCI image, and this version runs none yet; '
-            'use "" for the worker\'s own read-only root, or "root:/dir" for a prepared directory'
-        )
+        try:
+            Reference.parse(image)
+        except InvalidSpec as error:
+            yield error.message
         return
     path = image.removeprefix(_ROOT)
     if not path.startswith("/") or relative_path_mistake(path[1:]):

@@ -106,9 +106,8 @@ def validate_payload(payload: Mapping[str, Any]) -> list[str]:
 def secret_names(payload: Mapping[str, Any]) -> tuple[str, ...]:
     """The tenant's secrets that a payload names; a claim carries the values of exactly these."""
     named = payload.get("secrets")
-    if not isinstance(named, Mapping):
-        return ()
-    return tuple(sorted({name for name in named.values() if isinstance(name, str)}))
+    names = [*(named.values() if isinstance(named, Mapping) else ()), payload.get("image_secret")]
+    return tuple(sorted({name for name in names if isinstance(name, str) and name}))
 
 
 def artifact_references(payload: Mapping[str, Any]) -> tuple[ArtifactReference, ...]:

@@ -6,13 +6,14 @@ An abort may come at any moment and its reason stands; nothing that happens late
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 import msgspec
 import structlog
 
 from corral.blobs.ports import BlobStore
+from corral.images.ports import ImageLease
 from corral.kernel.clock import Clock
 from corral.kernel.concurrency import finish
 from corral.kernel.errors import InvalidSpec
@@ -22,6 +23,7 @@ from corral.sandboxes.sandbox import Sandbox
 from corral.tasks.core_fields import CoreFields
 from corral.tasks.environment import environment_digest
 from corral.tasks.hooks import HooksFailed, TaskPlugins
+from corral.tasks.image import ImageLog, RunImages, image_environment, image_secret
 from corral.tasks.model import Phase, Reason, Resolved, RunUsage
 from corral.tasks.paths import WORK, absolute_directory
 from corral.tasks.payload import PayloadSchema
@@ -74,6 +76,7 @@ class RunServices:
 
     Attributes:
         runtime: the runtime of tasks that name none.
+        images: where OCI images come from; None when this worker runs none.
         new_incident: makes the id under which an unexpected error is found in the worker's log.
     """
 
@@ -85,6 +88,7 @@ class RunServices:
     config: RunConfig
     runtime: str
     new_incident: Callable[[], str]
+    images: RunImages | None = None
 
 
 class Run:
@@ -104,6 +108,8 @@ class Run:
         )
         self._plugins = TaskPlugins(())
         self._lease: SandboxLease | None = None
+        self._image: ImageLease | None = None
+        self._image_digest = ""
         self._usage = RunUsage()
         self._argv: tuple[str, ...] = ()
         self._env_digest = ""
@@ -156,6 +162,10 @@ class Run:
 
         self.stage = Stage.BUILD
         draft = ExecDraft(argv=core.command, cwd=absolute_directory(core.cwd, self._context.work))
+        if core.reference:
+            image = await self._prepare_image(core)
+            key = replace(key, root=image.image.root)
+            draft.env.update(image_environment(image.image.record.settings))
         await self._plugins.call("build", draft)
         self._argv = draft.argv
         self._env_digest = environment_digest(draft.env, self.claim.secrets)
@@ -213,6 +223,17 @@ class Run:
         assert core is not None  # a core that cannot be decoded is a mistake
         return core, key
 
+    async def _prepare_image(self, core: CoreFields) -> ImageLease:
+        images = self._services.images
+        if images is None:
+            raise InvalidSpec(f'payload.image: this worker runs no images, so not "{core.reference}" either')
+        secret = image_secret(core, self.claim.secrets)
+        told = ImageLog(core.reference, self._log, self._services.clock)
+        lease = self._image = await images.lease(core.reference, secret=secret, on_progress=told.progress)
+        self._image_digest = lease.image.digest
+        told.ready(lease.image)
+        return lease
+
     async def _acquire(self, key: PoolKey) -> Sandbox:
         services = self._services
         asked_s = services.clock.monotonic_s()
@@ -230,6 +251,9 @@ class Run:
         lease, self._lease = self._lease, None
         if lease is not None:
             lease.release_nowait()
+        image, self._image = self._image, None
+        if image is not None:
+            image.release_nowait()  # what stands on it in a pool keeps it
 
     def _fail(self, errors: Sequence[Exception]) -> None:
         failure = most_telling([failure_of(error) for error in errors])
@@ -285,7 +309,7 @@ class Run:
             message=resolution.message,
             argv=self._argv,
             env_digest=self._env_digest,
-            image="" if self._context.core is None else self._context.core.image,
+            image=self._image_digest or ("" if self._context.core is None else self._context.core.image),
             inputs=tuple(self._context.inputs),
             artifacts=tuple(self._context.artifacts),
             log_bytes=self._log.size_bytes,

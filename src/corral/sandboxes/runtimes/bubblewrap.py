@@ -35,6 +35,7 @@ _LIBRARY_DESCRIPTOR: Final = 4
 _PROGRAM_DESCRIPTOR: Final = 5
 _OURS: Final = frozenset({"proc", "dev", "sys", "tmp", "work", "run"})  # never taken from a given root
 _NOBODY: Final = 65534
+_ENTRIES_MAX: Final = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +83,7 @@ class BubblewrapRuntime:
         stock = self._stock
         if stock is None:
             raise SandboxFailed("the bubblewrap runtime is closed")
-        root = _host_binds(stock.root) if not spec.root else _given_binds(spec.root)
+        root, show = (_host_binds(stock.root), None) if not spec.root else self._given(spec.root, stock)
         network = ["--share-net", *_resolver_binds(spec.root)] if spec.network else []
         setup = self._setup(spec, stock)
 
@@ -105,9 +106,17 @@ class BubblewrapRuntime:
                 descriptors=stock.descriptors,
                 program=_PROGRAM_DESCRIPTOR,
                 env=stock.env,
+                show=show,
             )
 
         return await start_box(spec, self._home, prepare, within_s=self._start_within_s)
+
+    def _given(self, root: str, stock: _Stock) -> tuple[tuple[str, ...], tuple[str, str] | None]:
+        """The binds of a prepared root, and where the box's user finds it when he cannot reach it as it is."""
+        if self._user is None or reachable(Path(root), uid=self._user[0], gid=self._user[1]):
+            return _given_binds(root, root), None
+        place = str(stock.root.directory / host_root.SHOWN)
+        return _given_binds(root, place), (root, place)
 
     def _setup(self, spec: SandboxSpec, stock: _Stock) -> Setup:
         setup = Setup.bounded(spec.size, seccomp=stock.seccomp)
@@ -168,23 +177,27 @@ def _host_binds(root: host_root.HostRoot) -> tuple[str, ...]:
     return tuple(binds)
 
 
-def _given_binds(root: str) -> tuple[str, ...]:
+def _given_binds(root: str, place: str) -> tuple[str, ...]:
     """Bind what a prepared root directory holds, entry by entry: its own /proc, /dev, /tmp and /run stay out.
 
-    Raises InvalidSpec when it is no directory, or an empty one.
+    ``place`` is where the box's user finds the same directory.
+    Raises InvalidSpec when it is no directory, an empty one, or one of very many entries.
     """
     directory = Path(root)
     if not directory.is_absolute() or not directory.is_dir():
         raise InvalidSpec(f'root: "{root}" is not an absolute path of a directory on this worker', field="root")
     binds: list[str] = []
-    for entry in sorted(directory.iterdir()):
+    entries = sorted(directory.iterdir())
+    if len(entries) > _ENTRIES_MAX:
+        raise InvalidSpec(f'root: "{root}" has {len(entries)} entries at its top; at most {_ENTRIES_MAX} are mounted')
+    for entry in entries:
         inside = f"/{entry.name}"
         if entry.name in _OURS:
             continue
         if entry.is_symlink():
             binds += ["--symlink", os.readlink(entry), inside]
         elif entry.is_dir() or entry.is_file():
-            binds += ["--ro-bind", str(entry), inside]
+            binds += ["--ro-bind", f"{place}/{entry.name}", inside]
     if not binds:
         raise InvalidSpec(f'root: the directory "{root}" is empty; a root holds at least /usr or /bin', field="root")
     return tuple(binds)

@@ -13,6 +13,7 @@ from typing import Final
 
 SYSTEM_DIRECTORIES: Final = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 MOUNT_POINTS: Final = ("usr", "proc", "dev", "tmp", "work", "etc")
+SHOWN: Final = "work"  # a box with a root of its own finds that root here on its way in; empty otherwise
 ETC_FILES: Final = (
     *("debian_version", "gai.conf", "host.conf", "ld.so.cache", "ld.so.conf", "localtime", "mime.types"),
     *("nsswitch.conf", "os-release", "protocols", "services", "shells", "timezone", "ssl/openssl.cnf"),

@@ -72,7 +72,6 @@ class EnvPlugin(Plugin):
         ref = run.claim.ref
         return _TaskEnv(
             {
-                **BASICS,
                 "HOME": run.work,
                 "CORRAL_TASK_ID": ref.task_id,
                 "CORRAL_RUN_ID": str(ref.run),
@@ -88,7 +87,7 @@ class _TaskEnv(TaskPlugin):
         self._env = env
 
     def build(self, draft: ExecDraft) -> None:
-        draft.env.update(self._env)
+        draft.env = {**BASICS, **draft.env, **self._env}  # what the image brings is over the basics, under all else
 
 
 def variable_mistakes(variables: Mapping[str, str], field: str) -> Iterator[str]:
