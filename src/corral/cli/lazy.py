@@ -6,7 +6,7 @@ The table is data: a name, the module that has the command as ``app``, and the l
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import Any, Final
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -45,6 +45,14 @@ class LazyGroup(TyperGroup):
         command.name = cmd_name
         return command
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Knows all names of the table when it proposes another one."""
+        self.commands = {name: _STAND_IN for name in self.verbs}
+        try:
+            return super().resolve_command(ctx, args)
+        finally:
+            self.commands = {}
+
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Lists the commands without importing them."""
         self._listing = True
@@ -52,6 +60,13 @@ class LazyGroup(TyperGroup):
             super().format_help(ctx, formatter)
         finally:
             self._listing = False
+
+
+def _nothing() -> None:
+    """What a group does before its verb, and a stand-in never."""
+
+
+_STAND_IN: Final = TyperCommand("", callback=_nothing)
 
 
 def lazy_app(verbs: Mapping[str, Verb], help_text: str, **options: Any) -> typer.Typer:
@@ -75,7 +90,3 @@ def verb_app(function: Callable[..., Any], **options: Any) -> typer.Typer:
     settings = {"help_option_names": ["-h", "--help"], **options.pop("context_settings", {})}
     app.command(context_settings=settings, **options)(function)
     return app
-
-
-def _nothing() -> None:
-    """What a group does before its verb, and a stand-in never."""

@@ -14,7 +14,7 @@ from corral.cli.output import note, print_json
 from corral.cli.running import with_client
 from corral.cli.spec import artifact_input_of, artifact_of, cache_of, definition_of, environment_of, input_of
 from corral.cli.status import Status, progress_text
-from corral.client import ArtifactKind, Corral, Phase, TaskDefinition, TaskView
+from corral.client import ArtifactKind, Corral, Phase, Priority, TaskDefinition, TaskView
 from corral.kernel.concurrency import finish
 from corral.kernel.errors import CorralError
 from corral.kernel.units import parse_duration_s, parse_size
@@ -60,7 +60,7 @@ def run(
     runtime: Annotated[
         str, typer.Option("--runtime", help="Kind of isolation; the worker's default if not given.")
     ] = "",
-    priority: Annotated[str, typer.Option("--priority", help="highest, high, normal, low or lowest.")] = "normal",
+    priority: Annotated[Priority, typer.Option("--priority", help="Before others of the tenant.")] = Priority.NORMAL,
     network: Annotated[bool, typer.Option("--network", help="Ask for network; the worker must allow it.")] = False,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Print the id and leave.")] = False,
     raw: Annotated[bool, typer.Option("--raw", help="Pass control sequences of the log on to the terminal.")] = False,
@@ -95,7 +95,7 @@ def run(
             "name": name,
             "group": group,
             "runtime": runtime,
-            "priority": priority,
+            "priority": priority.value,
             "dependencies": needs or [],
         }
     )

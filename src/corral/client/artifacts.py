@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import quote
 
 from corral.blobs.ports import BlobStore
-from corral.client.connection import Connection
+from corral.client.connection import Connection, segment
 from corral.client.model import ArtifactList, RunArtifact
 from corral.client.trees import fetch_tree
 from corral.kernel.digest import Digest
@@ -23,12 +23,14 @@ class Artifacts:
 
     async def list(self, task_id: str, *, run: int | None = None) -> tuple[RunArtifact, ...]:
         """Artifacts of one run, or of the newest when ``run`` is None."""
-        answer = await self._connection.call("GET", f"/tasks/{task_id}/artifacts", ArtifactList, query={"run": run})
+        answer = await self._connection.call(
+            "GET", f"/tasks/{segment(task_id)}/artifacts", ArtifactList, query={"run": run}
+        )
         return answer.artifacts
 
     async def read(self, task_id: str, run: int, name: str) -> AsyncGenerator[bytes, None]:
         """The bytes of a file artifact; a directory comes as a tar stream."""
-        path = f"/tasks/{task_id}/runs/{run}/artifacts/{quote(name)}"
+        path = f"/tasks/{segment(task_id)}/runs/{run}/artifacts/{quote(name)}"
         async with self._connection.stream("GET", path) as body:
             async for piece in body.pieces():
                 yield piece

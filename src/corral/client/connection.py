@@ -4,6 +4,7 @@ import os
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final, Self, TypeVar
+from urllib.parse import quote
 
 import httpx
 import msgspec
@@ -11,7 +12,7 @@ import msgspec
 from corral import __version__
 from corral.client.errors import error_of
 from corral.client.model import Problem
-from corral.kernel.errors import CorralError, InvalidSpec, SchedulerUnavailable
+from corral.kernel.errors import CorralError, InvalidSpec, NotFound, SchedulerUnavailable
 
 T = TypeVar("T")
 DEFAULT_URL: Final = "http://127.0.0.1:7070"
@@ -164,6 +165,13 @@ class _Mapped:
                 cure="try again; if it stays so, look at the scheduler's log",
                 url=self._url,
             ) from error
+
+
+def segment(text: str) -> str:
+    """One part of a path. Raises NotFound for a text that could never be one, as an id with slashes or only dots."""
+    if "/" in text or not text.strip("."):
+        raise NotFound(f'nothing has the id "{text[:60]}"', id=text[:60])
+    return quote(text, safe="")
 
 
 def _query(query: Mapping[str, Any] | None) -> dict[str, Any]:

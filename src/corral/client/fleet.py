@@ -1,6 +1,6 @@
 """Workers, the scheduler itself, and its records, over REST."""
 
-from corral.client.connection import Connection
+from corral.client.connection import Connection, segment
 from corral.client.model import AuditPage, SecurityEventPage, Version, WorkerList, WorkerView
 
 
@@ -16,15 +16,15 @@ class Workers:
 
     async def get(self, worker_id: str) -> WorkerView:
         """One worker. Raises NotFound."""
-        return await self._connection.call("GET", f"/workers/{worker_id}", WorkerView)
+        return await self._connection.call("GET", f"/workers/{segment(worker_id)}", WorkerView)
 
     async def drain(self, worker_id: str) -> WorkerView:
         """Tell a worker to take nothing new. Raises NotFound, Refused without the right."""
-        return await self._connection.call("POST", f"/workers/{worker_id}/drain", WorkerView)
+        return await self._connection.call("POST", f"/workers/{segment(worker_id)}/drain", WorkerView)
 
     async def undrain(self, worker_id: str) -> WorkerView:
         """Let a draining worker take work again."""
-        return await self._connection.call("POST", f"/workers/{worker_id}/undrain", WorkerView)
+        return await self._connection.call("POST", f"/workers/{segment(worker_id)}/undrain", WorkerView)
 
 
 class Records:

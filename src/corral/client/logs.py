@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Final
 
-from corral.client.connection import Connection
+from corral.client.connection import Connection, segment
 from corral.kernel.errors import SchedulerUnavailable
 
 _IDLE_S: Final = 3600.0
@@ -45,7 +45,7 @@ class Logs:
 
     async def _pieces(self, task_id: str, run: int, offset: int, follow: bool) -> AsyncGenerator[bytes, None]:
         query = {"offset": offset, "follow": 1 if follow else None}
-        path = f"/tasks/{task_id}/runs/{run}/log"
+        path = f"/tasks/{segment(task_id)}/runs/{run}/log"
         async with self._connection.stream("GET", path, query=query, idle_s=_IDLE_S) as body:
             async for piece in body.pieces():
                 yield piece

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Final
 
-from corral.client.connection import Connection
+from corral.client.connection import Connection, segment
 from corral.client.model import RunView, Story, SubmitBatch, TaskBatch, TaskPage, TaskView, Why
 from corral.kernel.errors import SchedulerUnavailable
 from corral.kernel.ids import new_token
@@ -58,7 +58,7 @@ class Tasks:
 
     async def get(self, task_id: str) -> TaskView:
         """One task. Raises NotFound."""
-        return await self._connection.call("GET", f"/tasks/{task_id}", TaskView)
+        return await self._connection.call("GET", f"/tasks/{segment(task_id)}", TaskView)
 
     async def page(
         self, *, phase: str = "", group: str = "", name: str = "", limit: int = 50, after: str = ""
@@ -82,7 +82,7 @@ class Tasks:
             "known_started": str(run is not None and run.started_s is not None).lower(),
         }
         return await self._connection.call(
-            "GET", f"/tasks/{task.id}", TaskView, query=query, timeout_s=within_s + _MARGIN_S
+            "GET", f"/tasks/{segment(task.id)}", TaskView, query=query, timeout_s=within_s + _MARGIN_S
         )
 
     async def watch(self, task_id: str) -> AsyncIterator[TaskView]:
@@ -105,23 +105,23 @@ class Tasks:
 
     async def cancel(self, task_id: str) -> TaskView:
         """End the task as exception(canceled); its process dies within a second. A final task stays as it is."""
-        return await self._connection.call("POST", f"/tasks/{task_id}/cancel", TaskView)
+        return await self._connection.call("POST", f"/tasks/{segment(task_id)}/cancel", TaskView)
 
     async def cancel_group(self, group: str) -> TaskBatch:
         """Cancel all tasks of a group."""
-        return await self._connection.call("POST", f"/groups/{group}/cancel", TaskBatch)
+        return await self._connection.call("POST", f"/groups/{segment(group)}/cancel", TaskBatch)
 
     async def rerun(self, task_id: str) -> TaskView:
         """Give a final task a new run. Raises Conflict when it is not final."""
-        return await self._connection.call("POST", f"/tasks/{task_id}/rerun", TaskView)
+        return await self._connection.call("POST", f"/tasks/{segment(task_id)}/rerun", TaskView)
 
     async def story(self, task_id: str) -> Story:
         """Everything that happened to the task."""
-        return await self._connection.call("GET", f"/tasks/{task_id}/story", Story)
+        return await self._connection.call("GET", f"/tasks/{segment(task_id)}/story", Story)
 
     async def why(self, task_id: str) -> Why:
         """Why the task is where it is."""
-        return await self._connection.call("GET", f"/tasks/{task_id}/why", Why)
+        return await self._connection.call("GET", f"/tasks/{segment(task_id)}/why", Why)
 
 
 def _mark(task: TaskView) -> tuple[Phase, int, bool]:

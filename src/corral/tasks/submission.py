@@ -27,7 +27,7 @@ RuntimeCheck = Callable[[str], str]
 
 _MISTAKES_MAX: Final = 100
 _TEXT_MAX: Final = 200
-_GROUP: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]*")
+_GROUP: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@+-]*")  # a part of a URL
 _DEADLINE_MIN_S: Final = 0.1
 _encode: Final = msgspec.json.Encoder().encode
 
@@ -94,7 +94,7 @@ def _wrong_texts(definition: TaskDefinition) -> list[str]:
     if len(definition.name) > _TEXT_MAX or not _printable(definition.name):
         wrong.append(f"name: up to {_TEXT_MAX} printable characters")
     if definition.group and (len(definition.group) > _TEXT_MAX or not _GROUP.fullmatch(definition.group)):
-        wrong.append(f'group: up to {_TEXT_MAX} of A-Z a-z 0-9 and ". _ : / @ + -", the first a letter or a digit')
+        wrong.append(f'group: up to {_TEXT_MAX} of A-Z a-z 0-9 and ". _ : @ + -", the first a letter or a digit')
     if len(definition.runtime) > _TEXT_MAX or not _printable(definition.runtime):
         wrong.append("runtime: the name of a runtime, such as bubblewrap")
     return wrong

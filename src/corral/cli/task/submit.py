@@ -43,7 +43,8 @@ def _read(file: str) -> Any:
     try:
         return tomllib.loads(data.decode()) if file.endswith(".toml") else msgspec.json.decode(data)
     except (msgspec.DecodeError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InvalidSpec(f"{file}: {error}", field="file") from error
+        kind = "TOML" if file.endswith(".toml") else "JSON"
+        raise InvalidSpec(f"{'stdin' if file == '-' else file}: is not {kind}: {error}", field="file") from error
 
 
 app = verb_app(submit)
