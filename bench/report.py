@@ -35,6 +35,14 @@ def at_most(what: str, ours_s: float, bare: str, bare_s: float, *, times: float 
     )
 
 
+def beside(what: str, ours_s: float, bare: str, bare_s: float) -> Row:
+    """A duration beside another, for the reader."""
+    against = f"{bare} {milliseconds(bare_s)}"
+    return Row(
+        what=what, ours=milliseconds(ours_s), against=against, ratio=f"{ours_s / bare_s:.2f} ×", bound="", ok=None
+    )
+
+
 def p50(samples: Sequence[float]) -> float:
     """The median."""
     return median(samples)

@@ -26,7 +26,7 @@ class QueueLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     claim_wait_s: float = 60.0
     claim_tick_s: float = 1.0
     claim_runs: int = 256
-    sweep_every_s: float = 0.5
+    sweep_every_s: float = 1.0
     sweep_tasks: int = 256
     submit_tasks: int = 1000
     definition_bytes: int = 1024 * 1024
