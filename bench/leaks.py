@@ -30,6 +30,7 @@ _SANDBOXES: Final = 10_000
 _AT_ONCE: Final = 4
 _TASKS: Final = 1000
 _BATCH: Final = 100
+_READERS: Final = 64
 _SETTLED_WITHIN_S: Final = 30.0
 _EXPIRES_S: Final = 0.0  # a task that has ended is forgotten at once; its audit row stays, on purpose
 
@@ -98,6 +99,14 @@ def _belongings_of(server: Server) -> dict[str, Any]:
     }
 
 
+async def _open_everything(server: Server) -> None:
+    """Let the pools of sandboxes, connections and threads grow to their size: what is opened once stays open."""
+    async with Corral(server.url) as corral, asyncio.TaskGroup() as readers:
+        for _ in range(_READERS):
+            readers.create_task(corral.tasks.page(limit=1))
+    await _tasks(server, _BATCH)
+
+
 async def _tasks(server: Server, count: int) -> None:
     task = TaskDefinition(payload={"command": ["/bin/true"]}, expires_s=_EXPIRES_S)
     async with Corral(server.url) as corral:
@@ -110,7 +119,7 @@ async def _tasks(server: Server, count: int) -> None:
 
 def _many_tasks(count: int) -> list[str]:
     with running() as server:
-        uvloop.run(_tasks(server, _BATCH))  # the pool is as large as it gets, what is opened once is open
+        uvloop.run(_open_everything(server))
         before = _belongings_of(server)
         uvloop.run(_tasks(server, count))
         deadline_s = time.monotonic() + _SETTLED_WITHIN_S

@@ -287,6 +287,21 @@ async def test_one_bad_report_does_not_hinder_the_others(yard: Yard) -> None:
     assert task.life.phase is Phase.COMPLETED
 
 
+async def test_reports_and_a_claim_that_go_together_do_what_each_would_do(yard: Yard) -> None:
+    waiting = await yard.queue.submit("red", [TaskDefinition(payload={})] * 4)
+    first, second = await yard.claim(slots=2)
+    stale = RunRef(task_id=second.ref.task_id, run=0, token=7)
+    end = Resolved(at_s=T0, phase=Phase.COMPLETED, exit_status=0)
+
+    answers, claims = await yard.queue.report_and_claim(ANN, [(first.ref, end), (stale, end)], 1)
+    unasked, none = await yard.queue.report_and_claim(ANN, [(second.ref, end)], 0)
+
+    assert [type(answer) for answer in (*answers, *unasked)] == [type(None), Conflict, type(None)]
+    assert [claim.ref.task_id for claim in (*claims, *none)] == [waiting[2].id]
+    phases = [await yard.phase(task) for task in waiting]
+    assert phases == [Phase.COMPLETED, Phase.COMPLETED, Phase.RUNNING, Phase.PENDING]
+
+
 async def test_adopting_renews_what_the_worker_has_and_ends_what_it_never_got(yard: Yard) -> None:
     await yard.queue.submit("red", [TaskDefinition(payload={})] * 2)
     kept, never_got = await yard.claim(slots=2)
