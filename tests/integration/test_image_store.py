@@ -192,9 +192,8 @@ async def test_layouts_and_archives_of_docker_save_are_taken(images: Images, tmp
 async def test_credentials_come_from_dockers_file_or_from_a_secret(tmp_path: Path) -> None:
     if why_no_registry():
         pytest.skip(why_no_registry())
-    bcrypt = pytest.importorskip("bcrypt", reason="bcrypt is not installed, which the registry's passwords need")
     passwords = tmp_path / "htpasswd"
-    passwords.write_text(f"ann:{bcrypt.hashpw(b'right', bcrypt.gensalt(4)).decode()}\n")
+    passwords.write_text("ann:$2b$04$abcdefghijklmnopqrstuuFmEfrkTQnczNzw475xE2VhDrK1uwJiC\n")  # "right"
     with debian_registry(tmp_path, htpasswd=passwords) as running:
         place = f"{running.address}/absent:1"
         auth = base64.b64encode(b"ann:right").decode()
@@ -207,6 +206,31 @@ async def test_credentials_come_from_dockers_file_or_from_a_secret(tmp_path: Pat
                     await images.lease(place, secret=secret)
             with pytest.raises(Unauthenticated, match="refuses these credentials"):
                 await images.lease(place, secret="ann:wrong")
+
+
+async def test_a_token_is_fetched_where_the_registry_says_and_passwords_go_nowhere_else(tmp_path: Path) -> None:
+    async with lying(DEMO) as liar, open_images(tmp_path / "images") as images:
+        realm = f"http://{liar.address}/token"
+
+        def answer(path: str, range_: str) -> tuple[dict[str, str], bytes, bool]:
+            if path.startswith("/token"):
+                body = b'{"token": "let-me-in"}' if "Basic YW5uOnJpZ2h0" in liar.heads[-1] else b"{}"
+                return {"Content-Length": str(len(body))}, body, False
+            if "Bearer let-me-in" not in liar.heads[-1]:
+                challenge = f'Bearer realm="{realm}",service="tests",scope="repository:demo:pull"'
+                return {"status": "401 Unauthorized", "WWW-Authenticate": challenge, "Content-Length": "0"}, b"", False
+            return liar.honest(path, range_)
+
+        liar.answer = answer
+        reference = f"{liar.address}/demo@{DEMO.digest}"
+        with pytest.raises(StoreUnavailable, match="gives no token"):
+            await images.lease(reference, secret="ann:wrong")
+        (await images.lease(reference, secret="ann:right")).release_nowait()
+        assert any("/token?service=tests&scope=repository%3Ademo%3Apull" in head for head in liar.heads)
+
+        realm = "http://192.0.2.1/token"  # plain HTTP, and not the registry: it gets no password
+        with pytest.raises(StoreUnavailable, match="authentication that is not known"):
+            await images.lease(f"{liar.address}/demo:other", secret="ann:right")
 
 
 async def test_another_tenants_image_is_not_handed_out_by_its_digest(registry: DebianRegistry, images: Images) -> None:
@@ -277,7 +301,7 @@ class Liar:
 
     def __init__(self, image: BuiltImage) -> None:
         self.image = image
-        self.requests: list[str] = []
+        self.heads: list[str] = []
         self.answer: Callable[[str, str], tuple[dict[str, str], bytes, bool]] = self.honest
         self.address = ""
 
@@ -290,7 +314,7 @@ class Liar:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
         path = head.split(" ")[1]
         ranges = [line.partition(": ")[2] for line in head.split("\r\n") if line.lower().startswith("range")]
-        self.requests.append(path)
+        self.heads.append(head)
         headers, body, hang = self.answer(path, ranges[0] if ranges else "")
         status = headers.pop("status", "200 OK")
         lines = [f"HTTP/1.1 {status}", "Connection: close", *(f"{key}: {value}" for key, value in headers.items())]
