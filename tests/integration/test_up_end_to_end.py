@@ -1,55 +1,39 @@
 """`corral up` as users meet it: real processes, a real sandbox, the real command line."""
 
 import json
-import os
-import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
-from corral.kernel.errors import CorralError
-from corral.sandboxes.link import agent_path
+from corral.testing.processes import CorralProcess, clean_environment, wait_until, why_no_agent
 
 pytestmark = pytest.mark.timeout(180)
 
-try:
-    agent_path()
-    _ABSENT = ""
-except CorralError as error:
-    _ABSENT = str(error)
-needs_agent = pytest.mark.skipif(bool(_ABSENT), reason=_ABSENT or "there is an agent")
-
-
 FIRST_RUN_HANGS = 'if [ "$CORRAL_RUN_ID" = 0 ]; then sleep 600; fi; echo survived'
+needs_agent = pytest.mark.skipif(bool(why_no_agent()), reason=why_no_agent() or "there is an agent")
 
 
-@dataclass
-class Up:
-    """A running `corral up`."""
+class Up(CorralProcess):
+    """A running `corral up` and its users' command line."""
 
-    process: subprocess.Popen[str]
-    data: Path
-    http: str
-    log: Path
+    def __init__(self, home: Path) -> None:
+        super().__init__("up", home, "scheduler.http=127.0.0.1:0", "scheduler.grpc=127.0.0.1:0")
 
     def cli(self, *arguments: str, cwd: Path | None = None, within_s: float = 60) -> subprocess.CompletedProcess[str]:
-        return run_cli(*arguments, url=self.http, cwd=cwd or self.data, within_s=within_s)
+        return run_cli(*arguments, url=self.url, cwd=cwd or self.home, within_s=within_s)
 
-    def child(self, role: str) -> psutil.Process:
-        for each in psutil.Process(self.process.pid).children():
-            if role in each.cmdline():
-                return each
-        raise AssertionError(f"there is no {role}")
+    def part(self, role: str) -> psutil.Process:
+        found = self.child(role)
+        assert found is not None, f"there is no {role}"
+        return found
 
     def descendants(self) -> list[psutil.Process]:
-        return psutil.Process(self.process.pid).children(recursive=True)
+        return self.process.children(recursive=True)
 
 
 def run_cli(
@@ -67,60 +51,24 @@ def run_cli(
 
 
 def environment(url: str = "") -> dict[str, str]:
-    clean = {
-        name: value for name, value in os.environ.items() if not name.startswith("CORRAL_") or name == "CORRAL_AGENT"
-    }
-    return {**clean, "CORRAL_URL": url} if url else clean
+    return {**clean_environment(), "CORRAL_URL": url} if url else clean_environment()
 
 
-def start_up(directory: Path, *more: str) -> Up:
-    directory.mkdir(parents=True, exist_ok=True)
-    ready, log = directory / "ready", directory / "up.log"
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "corral", "up", "--data-dir", str(directory / "data")),
-                *("--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--ready-file", str(ready), *more),
-            ],
-            env=environment(),
-            cwd=directory,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-    wait_until(lambda: ready.exists() or process.poll() is not None, "ready", within_s=90, log=log)
-    assert process.poll() is None, log.read_text()
-    match = re.fullmatch(r"ready http=(http://\S+) grpc=(\S+)\n", ready.read_text())
-    assert match, ready.read_text()
-    return Up(process=process, data=directory, http=match[1], log=log)
-
-
-def stop(up: Up) -> None:
-    if up.process.poll() is None:
-        up.process.terminate()
-        try:
-            up.process.wait(30)
-        except subprocess.TimeoutExpired:
-            up.process.kill()
-            raise
-
-
-def wait_until(met: Callable[[], bool], what: str, *, within_s: float = 30, log: Path | None = None) -> None:
-    until_s = time.monotonic() + within_s
-    while not met():
-        assert time.monotonic() < until_s, f"{what} did not come: {log.read_text() if log else ''}"
-        time.sleep(0.02)
+def start_up(directory: Path) -> Up:
+    up = Up(directory)
+    up.start()
+    return up
 
 
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    if _ABSENT:
-        pytest.skip(_ABSENT)
+    if why_no_agent():
+        pytest.skip(why_no_agent())
     running = start_up(tmp_path_factory.mktemp("up"))
     try:
         yield running
     finally:
-        stop(running)
+        running.stop()
 
 
 def test_run_streams_the_log_and_exits_with_the_commands_own_status(up: Up) -> None:
@@ -210,7 +158,7 @@ def test_cancel_reaches_the_process(up: Up) -> None:
 def test_ctrl_c_cancels_the_task_and_exits_with_130(up: Up) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "corral", "run", "--name", "interrupted", "--", "sh", "-c", "echo started; sleep 4322"],
-        env=environment(up.http),
+        env=environment(up.url),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -249,7 +197,7 @@ def test_a_worker_that_is_killed_is_started_again_and_its_task_runs_again(up: Up
     task_id = up.cli("run", "--detach", "--", "sh", "-c", FIRST_RUN_HANGS).stdout.strip()
     wait_until(lambda: running(up, task_id), "running")
 
-    up.child("worker").kill()
+    up.part("worker").kill()
 
     done = up.cli("task", "wait", task_id, within_s=90)
     assert done.returncode == 0, done.stderr
@@ -262,7 +210,7 @@ def test_a_scheduler_that_is_killed_comes_back_on_its_ports_with_its_tasks(up: U
     task_id = up.cli("run", "--detach", "--", "sh", "-c", "sleep 3; echo survived").stdout.strip()
     wait_until(lambda: running(up, task_id), "running")
 
-    up.child("scheduler").kill()
+    up.part("scheduler").kill()
 
     wait_until(lambda: up.cli("task", "show", task_id).returncode == 0, "the scheduler", within_s=60)
     assert up.cli("task", "wait", task_id, within_s=90).returncode == 0
@@ -270,7 +218,7 @@ def test_a_scheduler_that_is_killed_comes_back_on_its_ports_with_its_tasks(up: U
 
 
 def test_a_second_up_on_the_same_data_directory_is_refused_and_names_the_first(up: Up) -> None:
-    second = run_cli("up", "--data-dir", str(up.data / "data"), "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0")
+    second = run_cli("up", "--data-dir", str(up.data), "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0")
 
     assert second.returncode == 2
     assert f"pid {up.process.pid}" in second.stderr
@@ -278,7 +226,7 @@ def test_a_second_up_on_the_same_data_directory_is_refused_and_names_the_first(u
 
 
 def test_a_port_in_use_is_refused_and_named(up: Up, tmp_path: Path) -> None:
-    taken = up.http.removeprefix("http://")
+    taken = up.url.removeprefix("http://")
 
     second = run_cli("up", "--data-dir", str(tmp_path / "other"), "--http", taken, "--grpc", "127.0.0.1:0")
 
@@ -306,7 +254,7 @@ def test_no_scheduler_says_what_to_type() -> None:
 
 @needs_agent
 def test_scheduler_and_worker_idle_under_150_mib(up: Up) -> None:
-    total = up.child("scheduler").memory_info().rss + up.child("worker").memory_info().rss
+    total = up.part("scheduler").memory_info().rss + up.part("worker").memory_info().rss
 
     assert total < 150 * 1024**2, f"{total / 1024**2:.0f} MiB"
 
@@ -317,9 +265,7 @@ def test_sigterm_stops_everything_in_order(tmp_path: Path) -> None:
     others = running_up.descendants()
     assert others
 
-    stop(running_up)
-
-    assert running_up.process.returncode == 0, running_up.log.read_text()
+    assert running_up.stop() == 0, running_up.words()
     assert not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in others)
     assert not (tmp_path / "ready").exists()
     assert "Traceback" not in running_up.log.read_text()
@@ -333,8 +279,7 @@ def test_nothing_survives_kill_9(tmp_path: Path) -> None:
     wait_until(lambda: sleeping("4323"), "the process")
     others = running_up.descendants()
 
-    running_up.process.kill()
-    running_up.process.wait(10)
+    running_up.kill()
 
     psutil.wait_procs(others, timeout=10)
     assert [each for each in others if each.is_running() and each.status() != psutil.STATUS_ZOMBIE] == []

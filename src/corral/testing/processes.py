@@ -22,9 +22,11 @@ import psutil
 
 from corral.kernel.errors import CorralError
 from corral.sandboxes.link import agent_path
+from corral.sandboxes.runtimes.sealed import reachable
 
 START_WITHIN_S: Final = 90.0
 _STOP_WITHIN_S: Final = 40.0
+_NOBODY: Final = 65534
 _READY: Final = re.compile(r"^ready http=(http://\S+) grpc=(\S+)$", re.MULTILINE)
 
 
@@ -40,7 +42,8 @@ def why_no_agent() -> str:
 class CorralProcess:
     """One ``corral ROLE`` on one directory; may be started again and again, on the same ports.
 
-    ``home`` holds everything: the data directory, the temporary files, the words of every start (``log``).
+    ``home`` holds everything: the data directory, the words of every start (``log``), and the temporary files too if
+    everybody can reach it (a sandbox's root may lie among them, and its user is nobody).
     ``settings`` are ``KEY=VALUE`` as for ``--set``. ``wrapper`` is put before the command line.
     """
 
@@ -51,7 +54,8 @@ class CorralProcess:
         self.role = role
         self.home = home
         self.data = home / "data"
-        self.temporary = home / "tmp"
+        public = reachable(home / "tmp", uid=_NOBODY, gid=_NOBODY)
+        self.temporary = home / "tmp" if public else Path(tempfile.gettempdir())
         self.log = home / f"{role}.log"
         self.url = self.grpc = ""
         self._ready_file = home / "ready"
@@ -60,8 +64,9 @@ class CorralProcess:
         self._wrapper = tuple(wrapper)
         self._process: subprocess.Popen[bytes] | None = None
         self._log_begins = 0
-        self.temporary.mkdir(exist_ok=True)
-        self.temporary.chmod(0o1777)
+        if public:
+            self.temporary.mkdir(exist_ok=True)
+            self.temporary.chmod(0o1777)
 
     def start_nowait(self) -> None:
         """Start it; look at :meth:`is_ready`."""
