@@ -16,7 +16,7 @@ test:            ## everything: installs what the tests need, then runs them all
 	@.ci/system-packages test
 	@$(MAKE) --no-print-directory venv
 	@$(MAKE) --no-print-directory lint types architecture
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(PYTEST)
 
 check: venv lint types architecture fast    ## lint, types, architecture and the fast tests, in about a minute
 
@@ -47,7 +47,7 @@ architecture: venv
 	@$(BIN)/lint-imports --no-cache | tail -n 3
 
 fast: venv
-	@$(BIN)/python -m pytest -q -n 2 -m 'not slow' tests/spec tests/property tests/contract
+	@$(BIN)/python -m pytest -q -n 2 -m 'not slow' tests/spec tests/property
 
 bench: venv      ## measure against the bare thing and against peers
 	@.ci/system-packages bench
