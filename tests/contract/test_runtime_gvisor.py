@@ -9,6 +9,8 @@ from corral.sandboxes.ports import Runtime
 from corral.sandboxes.runtimes.registry import RuntimesConfig, open_runtimes
 from corral.testing.runtime_contract import RuntimeContract
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:

@@ -11,7 +11,7 @@ from corral.sandboxes.runtimes.registry import RuntimesConfig, open_runtimes
 from corral.testing.runtime_contract import RuntimeContract
 
 
-@pytest.fixture(scope="module", params=["crun", "runc"])
+@pytest.fixture(scope="module", params=["crun", pytest.param("runc", marks=pytest.mark.slow)])
 def runtime(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
     config = RuntimesConfig(names=("oci",), oci=OciConfig(program=request.param))
     try:
