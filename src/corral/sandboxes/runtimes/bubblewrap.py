@@ -29,6 +29,7 @@ from corral.sandboxes.runtimes.box import Launch, start_box
 from corral.sandboxes.runtimes.home import Home
 from corral.sandboxes.runtimes.sealed import reachable, sealed_copy
 
+_PUBLIC_DIRECTORIES: Final = ("/tmp", "/var/tmp", "/run")
 _AGENT_CAPABILITIES: Final = ("CAP_SYS_ADMIN", "CAP_SYS_RESOURCE", "CAP_SETPCAP")
 _AGENT_DESCRIPTOR: Final = 3
 _LIBRARY_DESCRIPTOR: Final = 4
@@ -113,6 +114,8 @@ class BubblewrapRuntime:
 
     def _given(self, root: str, stock: _Stock) -> tuple[tuple[str, ...], tuple[str, str] | None]:
         """The binds of a prepared root, and where the box's user finds it when he cannot reach it as it is."""
+        if not Path(root).is_absolute() or not Path(root).is_dir():
+            raise InvalidSpec(f'root: "{root}" is not an absolute path of a directory on this worker', field="root")
         if self._user is None or reachable(Path(root), uid=self._user[0], gid=self._user[1]):
             return _given_binds(root, root), None
         place = str(stock.root.directory / host_root.SHOWN)
@@ -165,9 +168,20 @@ def _place_of_root(home: Home, user: tuple[int, int] | None) -> Path:
     place = home.directory / "root"
     if user is None or reachable(place, uid=user[0], gid=user[1]):
         return place
-    public = Path(tempfile.mkdtemp(prefix=f"corral-root-{os.getpid()}-"))
-    home.adopt(public)
-    return public
+    places = dict.fromkeys((tempfile.gettempdir(), *_PUBLIC_DIRECTORIES))
+    public = next((each for each in places if _is_public(Path(each), user)), None)
+    if public is None:
+        raise SandboxFailed(
+            f"user {user[0]}, who runs the sandboxes, can reach neither {place} nor any of {', '.join(places)}",
+            cure="Let others pass through (chmod o+x) the directories above the data directory.",
+        )
+    made = Path(tempfile.mkdtemp(prefix=f"corral-root-{os.getpid()}-", dir=public))
+    home.adopt(made)
+    return made
+
+
+def _is_public(directory: Path, user: tuple[int, int]) -> bool:
+    return os.access(directory, os.W_OK | os.X_OK) and reachable(directory / "root", uid=user[0], gid=user[1])
 
 
 def _host_binds(root: host_root.HostRoot) -> tuple[str, ...]:
@@ -181,13 +195,10 @@ def _given_binds(root: str, place: str) -> tuple[str, ...]:
     """Bind what a prepared root directory holds, entry by entry: its own /proc, /dev, /tmp and /run stay out.
 
     ``place`` is where the box's user finds the same directory.
-    Raises InvalidSpec when it is no directory, an empty one, or one of very many entries.
+    Raises InvalidSpec when it is empty, or has very many entries.
     """
-    directory = Path(root)
-    if not directory.is_absolute() or not directory.is_dir():
-        raise InvalidSpec(f'root: "{root}" is not an absolute path of a directory on this worker', field="root")
     binds: list[str] = []
-    entries = sorted(directory.iterdir())
+    entries = sorted(Path(root).iterdir())
     if len(entries) > _ENTRIES_MAX:
         raise InvalidSpec(f'root: "{root}" has {len(entries)} entries at its top; at most {_ENTRIES_MAX} are mounted')
     for entry in entries:
