@@ -1,6 +1,7 @@
 """`corral run`: upload, queue, follow, fetch, and leave with the command's own status."""
 
 import asyncio
+import math
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +17,7 @@ from corral.cli.spec import artifact_input_of, artifact_of, cache_of, definition
 from corral.cli.status import Status, progress_text
 from corral.client import ArtifactKind, Corral, Phase, Priority, TaskDefinition, TaskView
 from corral.kernel.concurrency import finish
-from corral.kernel.errors import CorralError
+from corral.kernel.errors import CorralError, InvalidSpec
 from corral.kernel.units import parse_duration_s, parse_size
 
 _CANCEL_S = 5.0
@@ -75,6 +76,8 @@ def run(
     payload: dict[str, Any] = {"command": command, "image": image, "network": network}
     payload["env"] = environment_of(env or [])
     payload["artifacts"] = [artifact_of(each) for each in artifacts or []]
+    if cpus is not None and not math.isfinite(cpus):
+        raise InvalidSpec(f"--cpus: {cpus} is out of range", field="cpus")  # JSON could not even say it
     if timeout:
         parse_duration_s(timeout, field="--timeout")
         payload["max_run_time"] = timeout
