@@ -104,20 +104,21 @@ class Tree:
             raise self._wrong(f'names "{printable(text)}", which leads out with ".."')
         if len(parts) > self._limits.depth:
             raise TooLarge(f"{self._subject}: passes images.limits.depth ({self._limits.depth})", limit="depth")
-        if any(len(os.fsencode(part)) > _NAME_BYTES_MAX for part in parts):
+        if len(text) > _NAME_BYTES_MAX // 4 and any(len(os.fsencode(part)) > _NAME_BYTES_MAX for part in parts):
             raise self._wrong(f'names "{printable(text)}", longer than a file system takes')
         return "/".join(parts)
 
     def _check_kind(self, member: Member, path: str) -> None:
-        shown = printable(path)
         if member.kind in (MemberKind.DEVICE, MemberKind.FIFO):
-            raise self._wrong(f'holds "{shown}", a {member.kind.value}; only files, directories and links are taken')
+            raise self._wrong(
+                f'holds "{printable(path)}", a {member.kind.value}; only files, directories and links are taken'
+            )
         if member.kind is MemberKind.FILE:
             if self._refuse_setid and member.mode & _SET_ID:
-                raise self._wrong(f'holds "{shown}" with a set-id bit, which images.setid refuses')
+                raise self._wrong(f'holds "{printable(path)}" with a set-id bit, which images.setid refuses')
             if member.size_bytes > self._limits.file_bytes:
                 raise TooLarge(
-                    f'{self._subject}: "{shown}" has {member.size_bytes} bytes and passes images.limits.file_bytes '
+                    f'{self._subject}: "{printable(path)}" has {member.size_bytes} bytes and passes images.limits.file_bytes '
                     f"({self._limits.file_bytes})",
                     limit="file_bytes",
                 )
