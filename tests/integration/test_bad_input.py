@@ -1,7 +1,6 @@
 """Bad input, as it reaches a running Corral: every piece gets one clear error, and nothing is lost by it."""
 
 import hashlib
-import json
 import os
 import pty
 import sqlite3
@@ -12,6 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pytest
 
 from corral.client import Corral
@@ -65,8 +65,10 @@ class Stranger:
 
     def tasks(self) -> list[str]:
         """The ids of all tasks of the tenant."""
-        page = json.loads(self.corral("task", "list", "--json", "-n", "1000").stdout)
-        return [task["id"] for task in page["tasks"]]
+        answer = httpx.get(
+            f"{self.url}/api/v1/tasks", params={"limit": 1000}, headers={"authorization": f"Bearer {self.token}"}
+        )
+        return [task["id"] for task in answer.raise_for_status().json()["tasks"]]
 
 
 @pytest.fixture(scope="module")
