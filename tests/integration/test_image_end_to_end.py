@@ -21,7 +21,14 @@ from corral.testing.images import (
     this_platform,
     why_no_registry,
 )
-from corral.testing.processes import CorralProcess, clean_environment, fixed_addresses, public_directory, why_no_agent
+from corral.testing.processes import (
+    CorralProcess,
+    clean_environment,
+    fixed_addresses,
+    public_directory,
+    wait_until,
+    why_no_agent,
+)
 
 pytestmark = pytest.mark.timeout(180)
 _ABSENT = why_no_agent() or why_no_registry()
@@ -115,6 +122,7 @@ def test_an_image_of_one_static_program_is_pulled_prepared_and_run(
     listed = corral(up, "image", "list", "--data-dir", str(up.data))
     assert image.digest[:19] in listed.stdout
     assert reference in listed.stdout
+    wait_until(lambda: image.digest in corral(up, "worker", "list", "--json").stdout, "the worker's heartbeat")
     busy = corral(up, "image", "rm", image.digest[:20], "--data-dir", str(up.data))
     assert busy.returncode == 2
     assert "in use" in busy.stderr

@@ -312,6 +312,7 @@ def worker_view(worker: Worker) -> WorkerView:
         slots_free=state.slots_free if state else 0,
         runs=tuple(f"{ref.task_id}/{ref.run}" for ref in state.runs) if state else (),
         runtimes=registration.runtimes,
+        images=state.images if state else registration.images,
         labels=registration.labels,
         load=state.load if state else 0.0,
         memory_free_bytes=state.memory_free_bytes if state else 0,

@@ -141,6 +141,7 @@ class WorkerView(msgspec.Struct, frozen=True, kw_only=True):
     slots_free: int = 0
     runs: tuple[str, ...] = ()
     runtimes: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()
     labels: dict[str, str] = {}
     load: float = 0.0
     memory_free_bytes: int = 0

@@ -110,16 +110,15 @@ class Tree:
 
     def _check_kind(self, member: Member, path: str) -> None:
         if member.kind in (MemberKind.DEVICE, MemberKind.FIFO):
-            raise self._wrong(
-                f'holds "{printable(path)}", a {member.kind.value}; only files, directories and links are taken'
-            )
+            what = f'"{printable(path)}", a {member.kind.value}'
+            raise self._wrong(f"holds {what}; only files, directories and links are taken")
         if member.kind is MemberKind.FILE:
             if self._refuse_setid and member.mode & _SET_ID:
                 raise self._wrong(f'holds "{printable(path)}" with a set-id bit, which images.setid refuses')
             if member.size_bytes > self._limits.file_bytes:
                 raise TooLarge(
-                    f'{self._subject}: "{printable(path)}" has {member.size_bytes} bytes and passes images.limits.file_bytes '
-                    f"({self._limits.file_bytes})",
+                    f'{self._subject}: "{printable(path)}" has {member.size_bytes} bytes and passes '
+                    f"images.limits.file_bytes ({self._limits.file_bytes})",
                     limit="file_bytes",
                 )
 
