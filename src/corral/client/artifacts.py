@@ -54,6 +54,9 @@ class Artifacts:
             with partial.open("wb") as file:
                 async for piece in self.read(task_id, found.run, artifact.name):
                     file.write(piece)
+            if artifact.executable:
+                mode = partial.stat().st_mode
+                partial.chmod(mode | (mode & 0o444) >> 2)  # for whoever may read it
             partial.replace(target)
         finally:
             partial.unlink(missing_ok=True)

@@ -20,6 +20,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
 )
 
 metadata: Final = MetaData(
@@ -105,6 +106,7 @@ artifacts: Final = Table(
     Column("size_bytes", BigInteger, nullable=False),
     Column("content_type", Text, nullable=False),
     Column("message", Text, nullable=False),
+    Column("executable", Boolean, nullable=False, server_default=false()),
     Index("ix_artifacts_digest", "tenant", "digest"),
 )
 

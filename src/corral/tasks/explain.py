@@ -117,7 +117,7 @@ def _end(view: Situation, run: Run | None) -> str:
     if life.phase is Phase.COMPLETED:
         return "It completed."
     if life.phase is Phase.FAILED:
-        return f"It failed because {_how(run)}{said}"
+        return f"It failed{said}" if "exit status" in said else f"It failed because {_how(run)}{said}"
     match life.reason:
         case Reason.CANCELED:
             return "It is an exception because it was canceled."

@@ -111,7 +111,10 @@ class ArtifactKind(StrEnum):
 
 
 class Artifact(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A named output of a run. ``digest`` is a blob (file), a tree (directory), or "" (error, see ``message``)."""
+    """A named output of a run. ``digest`` is a blob (file), a tree (directory), or "" (error, see ``message``).
+
+    ``executable`` is a file's; a tree knows it of each of its own.
+    """
 
     name: str
     kind: ArtifactKind
@@ -119,6 +122,7 @@ class Artifact(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     size_bytes: int = 0
     content_type: str = "application/octet-stream"
     message: str = ""
+    executable: bool = False
 
 
 class RunUsage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

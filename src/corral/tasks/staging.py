@@ -22,7 +22,7 @@ async def stage_inputs(run: RunContext, inputs: Sequence[Input], sandbox: Sandbo
     Cancellation: some may be in place.
     """
     for index, each in enumerate(inputs):
-        digest, is_tree = _source(run, each, index)
+        digest, is_tree, executable = _source(run, each, index)
         path = below(run.work, each.path)
         try:
             if is_tree:
@@ -30,7 +30,7 @@ async def stage_inputs(run: RunContext, inputs: Sequence[Input], sandbox: Sandbo
             elif each.path == ".":
                 raise InvalidSpec(f'payload.inputs[{index}].path: a file needs a name; "." is the working directory')
             else:
-                await put_file(sandbox, run.blobs, run.tenant, digest, path, executable=each.executable)
+                await put_file(sandbox, run.blobs, run.tenant, digest, path, executable=executable)
         except NotFound as error:
             raise InvalidSpec(
                 f'payload.inputs[{index}]: "{printable(each.path)}" is not in the store: {error.message}',
@@ -39,18 +39,20 @@ async def stage_inputs(run: RunContext, inputs: Sequence[Input], sandbox: Sandbo
         run.inputs.append(str(digest))
 
 
-def _source(run: RunContext, each: Input, index: int) -> tuple[Digest, bool]:
+def _source(run: RunContext, each: Input, index: int) -> tuple[Digest, bool, bool]:
+    """What the input is, whether it is a tree, and whether its file is executable."""
     if each.digest:
-        return Digest.parse(each.digest), False
+        return Digest.parse(each.digest), False, each.executable
     if each.tree:
-        return Digest.parse(each.tree), True
+        return Digest.parse(each.tree), True, False
     assert each.artifact is not None  # an input has exactly one source
     artifact = run.claim.artifacts.get(each.artifact.key)
     at = f"payload.inputs[{index}].artifact"
     named = f'"{printable(each.artifact.name)}" of task {each.artifact.task}'
     if artifact is None:
         raise InvalidSpec(f"{at}: there is no artifact {named}")
-    return _of_artifact(artifact, at, named)
+    digest, is_tree = _of_artifact(artifact, at, named)
+    return digest, is_tree, each.executable or artifact.executable
 
 
 def _of_artifact(artifact: Artifact, at: str, named: str) -> tuple[Digest, bool]:

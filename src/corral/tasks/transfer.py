@@ -23,6 +23,7 @@ class Taken:
 
     digest: Digest
     size_bytes: int
+    executable: bool = False
     left_out: tuple[str, ...] = ()
 
 
@@ -44,9 +45,10 @@ async def take_file(
     sandbox: Sandbox, blobs: BlobStore, tenant: str, path: str, *, spool_dir: Path, file_bytes: int
 ) -> Taken:
     """Store a file of the sandbox. Raises: NotFound, InvalidSpec (no regular file), TooLarge, StoreUnavailable."""
+    executable = (await sandbox.stat(path)).executable
     content = sandbox.read_file(path, file_bytes=file_bytes)
     digest = await write_stream(blobs, tenant, content, spool_dir=spool_dir, bytes_max=file_bytes)
-    return Taken(digest=digest, size_bytes=digest.size_bytes)
+    return Taken(digest=digest, size_bytes=digest.size_bytes, executable=executable)
 
 
 async def take_tree(

@@ -309,6 +309,7 @@ async def artifacts_of(connection: AsyncConnection, task_id: str, run: int) -> l
             size_bytes=row.size_bytes,
             content_type=row.content_type,
             message=row.message,
+            executable=row.executable,
         )
         for row in await connection.execute(statement.order_by(artifacts.c.name))
     ]
@@ -459,6 +460,7 @@ def _artifact_row(record: Record, run: int, artifact: Artifact) -> dict[str, Any
         "size_bytes": artifact.size_bytes,
         "content_type": artifact.content_type,
         "message": artifact.message,
+        "executable": artifact.executable,
     }
 
 

@@ -235,7 +235,7 @@ class _Collector(TaskPlugin):
                 bytes_max=self._config.file_bytes_max,
             )
             name = f"{spec.name}/{path}" if spec.name else path
-            matches.append(_file(name, Taken(digest=digest, size_bytes=digest.size_bytes)))
+            matches.append(_file(name, Taken(digest=digest, size_bytes=digest.size_bytes, executable=entry.executable)))
         if not matches:
             raise NotFound(f'nothing matches "{printable(spec.path)}"')
         return matches
@@ -293,6 +293,7 @@ def _file(name: str, taken: Taken) -> Artifact:
         digest=str(taken.digest),
         size_bytes=taken.size_bytes,
         content_type=mimetypes.guess_type(name, strict=False)[0] or "application/octet-stream",
+        executable=taken.executable,
     )
 
 
