@@ -46,7 +46,7 @@ def worker(**fields: Any) -> WorkerOffer:
     [
         ({"workers": []}, "no worker is connected"),
         ({"workers": [worker()], "runtime": "qemu"}, 'no live worker offers the runtime "qemu"; offered: bubblewrap'),
-        ({"workers": [worker(draining=True)]}, "every worker that could run it is draining"),
+        ({"workers": [worker(draining=True)]}, "every worker that could run it is drained"),
         ({"workers": [worker(slots_free=0)]}, "all 2 slots of the 1 workers that could run it are busy"),
         ({"running": 3, "terms": TenantTerms(max_running=3)}, "the tenant has 3 runs, and max_running is 3"),
         ({"ahead": 1}, "1 task of this tenant is served before it"),

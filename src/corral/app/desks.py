@@ -228,7 +228,7 @@ class FleetDesk:
                 draining=worker.drain,
             )
             for worker in self._fleet.list_workers()
-            if worker.phase.value in ("ready", "draining")
+            if worker.phase.value in ("ready", "draining", "drained")
         ]
 
 

@@ -77,7 +77,7 @@ def _no_worker(view: Situation) -> list[str]:
         offered = ", ".join(sorted({name for worker in view.workers for name in worker.runtimes})) or "none"
         return [f'It is pending because no live worker offers the runtime "{runtime}"; offered: {offered}.']
     if all(worker.draining for worker in able):
-        return ["It is pending because every worker that could run it is draining."]
+        return ["It is pending because every worker that could run it is drained; see `corral worker undrain`."]
     if not any(worker.slots_free for worker in able if not worker.draining):
         total = sum(worker.slots for worker in able)
         return [f"It is pending because all {total} slots of the {len(able)} workers that could run it are busy."]

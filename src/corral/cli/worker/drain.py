@@ -23,7 +23,7 @@ def drain(
         if json:
             print_json(worker)
         else:
-            note("", f"{worker.id} is {worker.state}")
+            note("", f"{worker.id} takes nothing new, also after a restart; runs on it now: {len(worker.runs)}")
 
     with_client(url, work)
 

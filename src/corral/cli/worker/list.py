@@ -21,7 +21,7 @@ def list_workers(json: Json = False, url: Url = "") -> None:
                 (
                     each.id,
                     each.state,
-                    f"{each.slots - each.slots_free}/{each.slots}",
+                    f"{len(each.runs)}/{each.slots}",
                     ", ".join(each.runtimes),
                     f"{each.load:.2f}",
                     at(each.last_seen_s),

@@ -23,7 +23,7 @@ def undrain(
         if json:
             print_json(worker)
         else:
-            note("", f"{worker.id} is {worker.state}")
+            note("", f"{worker.id} takes work again")
 
     with_client(url, work)
 

@@ -73,7 +73,8 @@ class _Bound(TaskPlugin):
     def stopped(self, result: ExecResult, sandbox: Sandbox) -> bool:
         if result.end is not End.TIMED_OUT:
             return True
-        sentence = f"the command was killed after its max_run_time of {format_duration(self._limit_s)}"
+        limit = format_duration(self._limit_s)
+        sentence = f"the command was killed after its max_run_time of {limit}; ask for more with --timeout"
         self._run.say(sentence)
         self._run.log.error(sentence)
         return False
