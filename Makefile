@@ -28,7 +28,7 @@ venv: $(STAMP)   ## .venv with everything, so that .venv/bin/corral runs
 $(STAMP): pyproject.toml constraints.txt $(wildcard native/agent/*.[ch] native/launch/*.c native/build_hook.py)
 	@.ci/system-packages build
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
 native:          ## compile the agent and the launcher only
