@@ -85,7 +85,7 @@ async def test_a_taken_key_is_a_conflict_for_its_writer_alone(database: Database
 
 
 async def test_a_reference_to_nothing_is_a_conflict(database: Database) -> None:
-    orphan = {name: "" for name in artifacts.c.keys()} | {"run": 0, "size_bytes": 0}
+    orphan = {name: "" for name in artifacts.c.keys()} | {"run": 0, "size_bytes": 0, "executable": False}
 
     with pytest.raises(Conflict):
         await database.write(lambda connection: connection.execute(insert(artifacts), orphan))

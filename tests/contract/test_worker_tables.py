@@ -128,7 +128,7 @@ async def test_registrations_at_once_all_get_turns_of_their_own(table: WorkerTab
 
 # ------------------------------------------------------------------------------------------- two schedulers, one table
 
-QUICK = FleetConfig(heartbeat_s=0.1, silent_after_s=1.0, reconnect_grace_s=0.2, desired_poll_s=0.05)
+QUICK = FleetConfig(heartbeat_s=0.1, silent_after_s=3.0, reconnect_grace_s=0.2, desired_poll_s=0.05)
 
 
 @dataclass
