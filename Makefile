@@ -34,8 +34,10 @@ $(STAMP): pyproject.toml constraints.txt $(wildcard native/agent/*.[ch] native/l
 native:          ## compile the agent and the launcher only
 	@$(MAKE) -C native/agent
 
-proto: venv      ## generate src/corral/wire/v1 from proto/
-	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=src --pyi_out=src --grpc_python_out=src proto/corral/wire/v1/*.proto
+proto: venv      ## generate src/corral/wire/{v1,reapi} from proto/
+	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python -m grpc_tools.protoc -Iproto --python_out=src --grpc_python_out=src \
+	  --mypy_out=quiet:src --mypy_grpc_out=quiet:src proto/corral/wire/*/*.proto
+	@for made in src/corral/wire/reapi/*_pb2_grpc.py; do grep -q '^class' $$made || rm $$made $${made}i; done
 
 lint: venv
 	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check .

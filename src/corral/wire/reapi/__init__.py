@@ -1,0 +1,1 @@
+"""Generated from ``proto/corral/wire/reapi``; never edited by hand."""
