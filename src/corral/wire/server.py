@@ -26,8 +26,15 @@ async def abort(context: Context, error: CorralError) -> NoReturn:
     raise AssertionError("abort returned")
 
 
+Answer = Callable[[Context, CorralError], Awaitable[NoReturn]]
+"""Ends a call with one of our errors, as a protocol writes it."""
+
+
 class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
-    """The request boundary of the gRPC server."""
+    """The request boundary of the gRPC server. ``answer`` is for protocols with statuses of their own."""
+
+    def __init__(self, answer: Answer = abort) -> None:
+        self._answer = answer
 
     async def intercept_service(
         self,
@@ -35,10 +42,10 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  #
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
         handler = await continuation(handler_call_details)  # None: no such method
-        return _wrapped(handler, str(handler_call_details.method)) if handler is not None else None
+        return _wrapped(handler, str(handler_call_details.method), self._answer) if handler is not None else None
 
 
-def _wrapped(handler: Any, method: str) -> Any:
+def _wrapped(handler: Any, method: str, answer: Answer) -> Any:
     """The same method handler, whose failures are mapped. (gRPC's own types are for its synchronous server only.)"""
     shape = next(name for name in _SHAPES if getattr(handler, name) is not None)
     behaviour = getattr(handler, shape)
@@ -48,24 +55,24 @@ def _wrapped(handler: Any, method: str) -> Any:
             async for message in behaviour(request, context):
                 yield message
         except Exception as error:  # noqa: BLE001 - the request boundary: a defect ends one call, not the server
-            await _fail(context, method, error)
+            await _fail(context, method, error, answer)
 
     async def call(request: Any, context: Context) -> Any:
         try:
             return await behaviour(request, context)
         except Exception as error:  # noqa: BLE001 - the request boundary: a defect ends one call, not the server
-            await _fail(context, method, error)
+            await _fail(context, method, error, answer)
 
     return handler._replace(**{shape: stream if inspect.isasyncgenfunction(behaviour) else call})
 
 
-async def _fail(context: Context, method: str, error: Exception) -> NoReturn:
+async def _fail(context: Context, method: str, error: Exception, answer: Answer) -> NoReturn:
     while isinstance(error, ExceptionGroup):
         error = error.exceptions[0]
     if isinstance(error, CorralError):
-        await abort(context, error)
+        await answer(context, error)
     if isinstance(error, grpc.aio.AbortError):
         raise error
     incident = secrets.token_hex(4)
     _logger.error("rpc-failed", method=method, incident=incident, exc_info=error)
-    await abort(context, CorralError(f"internal error; the scheduler's log tells more under {incident}"))
+    await answer(context, CorralError(f"internal error; the scheduler's log tells more under {incident}"))
