@@ -30,12 +30,16 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RevisionRoute(msgspec.Struct, frozen=True, kw_only=True):
-    """A revision that may be called. ``percent`` is its part of the split; 0 means by name only."""
+    """A revision that may be called. ``percent`` is its part of the split; 0 means by name only.
+
+    ``closed`` tells why it takes no requests, "" when it does (it is stopped or broken: 503, never activation).
+    """
 
     key: RevisionKey
     percent: int
     limits: Limits
     backends: tuple[Backend, ...] = ()
+    closed: str = ""
 
 
 class FunctionRoute(msgspec.Struct, frozen=True, kw_only=True):
@@ -194,14 +198,21 @@ def choose_revision(asked: Asked, roll: float) -> RevisionRoute | NoRoute:
         named = _revision(asked.function, asked.revision)
         if named is None:
             return NoRoute(404, "revision-not-found", f'function "{name}" has no revision "{asked.revision[:70]}"')
-        return named
+        return _open(named)
     place = roll * 100
     for each in asked.function.revisions:
         if each.percent and place < each.percent:
-            return each
+            return _open(each)
         place -= each.percent
     why = asked.function.why_none or "switch a revision on"
     return NoRoute(503, "no-default-revision", f'function "{name}" has no default revision: {why}')
+
+
+def _open(revision: RevisionRoute) -> RevisionRoute | NoRoute:
+    if revision.closed:
+        key = revision.key
+        return NoRoute(503, "revision-closed", f'revision "{key.revision}" of "{key.function.name}": {revision.closed}')
+    return revision
 
 
 def choose_backend(
