@@ -152,3 +152,39 @@ security_events: Final = Table(
     Index("ix_security_events_tenant", "tenant", "seq"),
     Index("ix_security_events_at_s", "at_s"),
 )
+
+functions: Final = Table(
+    "functions",
+    metadata,
+    Column("tenant", Text, primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("version", BigInteger, nullable=False),  # grows with every change; 0 while the first one is being made
+    Column("removed", Boolean, nullable=False),  # kept for its history
+    Column("changed_s", Double, nullable=False),
+    Column("state", LargeBinary, nullable=False),  # functions.machine.FunctionState
+)
+
+function_specs: Final = Table(
+    "function_specs",  # what was ever deployed; never changes, so that every earlier state can come back
+    metadata,
+    Column("tenant", Text, primary_key=True),
+    Column("function", Text, primary_key=True),
+    Column("revision", Text, primary_key=True),
+    Column("fingerprint", Text, primary_key=True),
+    Column("created_s", Double, nullable=False),
+    Column("spec", LargeBinary, nullable=False),  # functions.model.RevisionSpec
+)
+
+function_history: Final = Table(
+    "function_history",  # one row per change, written in its transaction; functions.machine.HistoryEntry
+    metadata,
+    Column("tenant", Text, primary_key=True),
+    Column("function", Text, primary_key=True),
+    Column("version", BigInteger, primary_key=True),
+    Column("at_s", Double, nullable=False),
+    Column("removed", Boolean, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("action", Text, nullable=False),  # kebab-case, past tense
+    Column("text", Text, nullable=False),  # one sentence for people
+    Column("state", LargeBinary, nullable=False),
+)

@@ -1,16 +1,20 @@
 """What functions need from others: an engine that hosts instances, a front that routes, a place for the registry."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol
 
+from corral.functions.machine import Change, Function, HistoryEntry
 from corral.functions.model import (
     Demand,
     EngineCapacity,
+    FunctionKey,
     InstanceOrder,
     InstanceReport,
     LogLine,
     Prepared,
     PrepareOrder,
+    RevisionKey,
+    RevisionSpec,
 )
 from corral.functions.routing import RoutingUpdate
 
@@ -82,4 +86,41 @@ class FunctionsHost(Engine, Instances, Front, Protocol):
 
     def connect(self, *, on_change: Callable[[], None], on_log: Callable[[LogLine], None]) -> None:
         """Called once, before anything else."""
+        ...
+
+
+Decide = Callable[[Function | None], Change]
+"""From the function as it is stored now to what it should be; may raise, and may be called again."""
+
+
+class FunctionStore(Protocol):
+    """Where the registry is kept, by all schedulers of a fleet. Every method may raise StoreUnavailable."""
+
+    async def load(self) -> Sequence[Function]:
+        """All functions, removed ones too."""
+        ...
+
+    async def change(
+        self, key: FunctionKey, decide: Decide, *, actor: str, specs: Mapping[RevisionKey, RevisionSpec]
+    ) -> Change:
+        """Let ``decide`` change the function, with the history entry and new specs, in one transaction.
+
+        Changes of one function follow one another, whichever scheduler makes them. Raises what ``decide`` raises, and
+        QuotaExceeded when the disk is full: then nothing has changed. Cancellation: all or nothing.
+        """
+        ...
+
+    async def specs(self, keys: Collection[RevisionKey]) -> Mapping[RevisionKey, RevisionSpec]:
+        """Those of the asked specs that are there."""
+        ...
+
+    async def history(self, key: FunctionKey, *, limit: int, before: int | None = None) -> Sequence[HistoryEntry]:
+        """Changes of a function, newest first, of versions below ``before``."""
+        ...
+
+    async def forget(self, *, before_s: float, keep: int) -> int:
+        """Forget functions removed before then, and all but the newest ``keep`` changes of the others; how many rows.
+
+        Specs that no entry names any more go with them.
+        """
         ...

@@ -1,0 +1,1 @@
+"""The registry's places, and the stream between scheduler and worker."""
