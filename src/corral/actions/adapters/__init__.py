@@ -1,0 +1,1 @@
+"""Actions and the outside world: protobuf bytes, the database, the host's file system."""
