@@ -179,6 +179,7 @@ class Cacheable(msgspec.Struct, frozen=True, kw_only=True):
         source: the one input, as it was named.
         output: the object file, as it was named or inferred.
         side_files: other files that this compile writes and that are captured (``.su``, ``.gcno``…), as named.
+        reads: files that the compiler reads and does not report; they belong into the include set.
         remote: True when a worker may run it from the closure alone.
     """
 
@@ -186,6 +187,7 @@ class Cacheable(msgspec.Struct, frozen=True, kw_only=True):
     language: Language
     output: str
     side_files: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
     remote: bool = True
 
 
@@ -219,6 +221,7 @@ class KeyInputs(msgspec.Struct, frozen=True, kw_only=True):
         flags: canonical flags, one text each; where order matters, they keep it.
         environment: the variables that matter, sorted, those that are set.
         directory: the compile's directory when the object may embed it, else "".
+        subdirectory: the compile's directory, relative to the project's root ("." for itself).
         source: the source's name, relative to the project's root when it lies within.
         language: the language of the source.
     """
@@ -229,6 +232,7 @@ class KeyInputs(msgspec.Struct, frozen=True, kw_only=True):
     directory: str
     source: str
     language: Language
+    subdirectory: str = "."
 
 
 class FileTraits(msgspec.Struct, frozen=True, kw_only=True):
@@ -238,6 +242,8 @@ class FileTraits(msgspec.Struct, frozen=True, kw_only=True):
         date, time, timestamp: ``__DATE__``, ``__TIME__``, ``__TIMESTAMP__`` stand in it.
         embeds: ``.incbin``, ``.include`` or ``#embed`` stands in it.
         has_include: ``__has_include`` stands in it: absence of a file may have mattered.
+        asks_for: first parts of the names in ``__has_include``; "" among them for one that no eye can tell.
+        names_itself: ``__FILE__`` or its like stands in it: the name of the file may be in the object.
     """
 
     date: bool = False
@@ -245,6 +251,8 @@ class FileTraits(msgspec.Struct, frozen=True, kw_only=True):
     timestamp: bool = False
     embeds: bool = False
     has_include: bool = False
+    asks_for: tuple[str, ...] = ()
+    names_itself: bool = False
 
 
 PLAIN_FILE = FileTraits()
@@ -258,10 +266,15 @@ class IncludeSet(msgspec.Struct, frozen=True, kw_only=True):
             project's root are relative to it, others absolute.
         absent: paths of the same kind where a file, had it been there, would have been read instead of one of
             ``files``; a set is valid only while none of them exists.
+        bound_to: the root of the checkout whose name got into the object, "" for an object that holds anywhere; valid
+            only for requests with this root.
+        moment: what ``closure.moment`` said of time macros; valid only while it says the same, "" for always.
     """
 
     files: tuple[tuple[str, str], ...]
     absent: tuple[str, ...] = ()
+    bound_to: str = ""
+    moment: str = ""
 
 
 class OutputFile(msgspec.Struct, frozen=True, kw_only=True):
