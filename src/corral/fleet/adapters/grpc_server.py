@@ -13,7 +13,7 @@ from corral.fleet.model import DesiredState
 from corral.fleet.service import Attendance, Fleet, Session
 from corral.kernel.concurrency import finish
 from corral.kernel.errors import Conflict, InvalidSpec
-from corral.wire.server import Context, ErrorInterceptor
+from corral.wire.server import Answer, Context, ErrorInterceptor, abort
 from corral.wire.sessions import session_token
 from corral.wire.transport import ServerTls, WireLimits, is_loopback, server_credentials, server_options
 from corral.wire.v1 import fleet_pb2, fleet_pb2_grpc
@@ -85,11 +85,18 @@ def session_of(fleet: Fleet, context: Context) -> Session:
 
 @asynccontextmanager
 async def serving(
-    address: str, register: "list[Any]", *, limits: WireLimits, tls: ServerTls | None = None
+    address: str,
+    register: "list[Any]",
+    *,
+    limits: WireLimits,
+    tls: ServerTls | None = None,
+    section: str = "tls",
+    answer: Answer = abort,
 ) -> AsyncIterator[int]:
     """Serve gRPC at ``host:port`` (port 0: a free one) while the context is open; gives the port.
 
-    ``register`` are functions that add a servicer to the server. Leaving ends every call.
+    ``register`` are functions that add a servicer to the server; ``section`` is where ``tls`` is configured;
+    ``answer`` writes our errors. Leaving ends every call.
 
     Raises: InvalidSpec for plain text on an address that others can reach; Conflict when the port is taken.
     """
@@ -97,9 +104,10 @@ async def serving(
     if credentials is None and not is_loopback(address) and not (tls is not None and tls.plain):
         raise InvalidSpec(
             f"{address} can be reached from other machines, and no TLS certificate is configured",
-            cure="give tls.certificate and tls.key, or say tls.plain = true if the network itself is safe",
+            cure=f"give {section}.certificate and {section}.key, "
+            f"or say {section}.plain = true if the network itself is safe",
         )
-    server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=server_options(limits))
+    server = grpc.aio.server(interceptors=[ErrorInterceptor(answer)], options=server_options(limits))
     for add in register:
         add(server)
     try:

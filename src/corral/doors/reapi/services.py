@@ -1,0 +1,60 @@
+"""What the door stands on: small Protocols that name exactly what it calls, and the bundle of them."""
+
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from corral.actions.model import ExecutionUpdate
+from corral.actions.ports import ActionCache
+from corral.blobs.ports import BlobStore
+from corral.doors.reapi.config import ReapiConfig
+from corral.kernel.clock import Clock
+from corral.kernel.digest import Digest
+from corral.tenants.model import Principal
+
+
+class Identities(Protocol):
+    """Who calls."""
+
+    def authenticate(self, bearer: str | None, *, remote_is_loopback: bool, request_id: str) -> Principal:
+        """The principal of a token. Raises Unauthenticated, after recording a security event."""
+        ...
+
+    def of_certificate(self, name: str, *, request_id: str) -> Principal:
+        """The tenant that a verified client certificate names. Raises Unauthenticated, recorded too."""
+        ...
+
+    def may_act_for(self, caller: Principal, tenant: str) -> bool:
+        """Whether ``tenant``, which is not the caller's own, is one that an administrator may stand in for."""
+        ...
+
+    def refused(self, caller: Principal, reason: str, request_id: str) -> None:
+        """Record that the door said no to somebody it knows."""
+        ...
+
+
+class Actions(Protocol):
+    """Executions; see ``actions.service.ActionService``."""
+
+    def execute(
+        self, tenant: str, action: Digest, *, skip_cache_lookup: bool = False, priority: int = 0
+    ) -> AsyncGenerator[ExecutionUpdate, None]: ...
+
+    def wait(self, tenant: str, execution: str) -> AsyncGenerator[ExecutionUpdate, None]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """Everything the door needs, put together by the composition root.
+
+    ``cancel`` ends an execution of a tenant, wherever it stands.
+    """
+
+    identities: Identities
+    blobs: BlobStore
+    cache: ActionCache
+    actions: Actions
+    cancel: Callable[[str, str], Awaitable[None]]
+    clock: Clock
+    blob_bytes: int
+    config: ReapiConfig
