@@ -59,6 +59,13 @@ struct exec_request {
     char **argv, **env;
 };
 
+struct reseed_request {
+    uint64_t unix_ns;
+    char *host_name;
+    uint32_t entropy_bytes;
+    uint8_t *entropy;
+};
+
 struct entry_request {
     uint8_t kind, executable;
     uint64_t size;
@@ -86,11 +93,12 @@ bool decode_exec(const struct frame *, struct exec_request *);
 void free_exec(struct exec_request *);
 bool decode_entry(const struct frame *, struct entry_request *);
 bool decode_get(const struct frame *, struct get_request *);
+bool decode_reseed(const struct frame *, struct reseed_request *);
 bool path_allowed(const char *);
 
 /* ---- link.c: the stream to the host ---- */
 
-void link_open(int fd);
+void link_open(int fd);   /* whatever was queued for an earlier stream is gone */
 int link_fd(void);
 bool link_read(void);  /* false: the stream ended */
 bool link_next(struct frame *);
@@ -112,12 +120,13 @@ struct source {
     void *owner;
 };
 
-void loop_run(void);
+_Noreturn void loop_run(void);
 void watch(struct source *, bool for_writing);
 void unwatch(struct source *);
 void close_source(struct source *);
 _Noreturn void violation(const char *what);
 _Noreturn void end_everything(void);
+void stream_gone(void); /* a read or write of the link has failed, errno says how: comes back with a new stream, or never */
 uint64_t now_us(void);
 void *must_alloc(size_t);
 
@@ -140,6 +149,8 @@ void each_stream(void (*)(struct stream *));
 
 struct settings {
     bool ready;
+    int steward;                       /* socket to process 1 of our machine; -1: there is none */
+    int memory_events, process_events; /* files of the control group around us; -1: not given */
     bool no_subreapers; /* gVisor's kernel of 2022: whoever loses his parent becomes a child of ours */
     uint32_t grace_ms;
     uint32_t folders, limits;
@@ -156,6 +167,7 @@ void on_setup(const struct frame *);
 
 void on_exec(const struct frame *);
 void on_exec_frame(struct stream *, const struct frame *);
+void abandon_exec(struct stream *); /* nobody waits for it any more: its tree is killed */
 void reap_children(void);
 bool is_keeper(pid_t);
 void start_spare_keeper(void);
@@ -192,6 +204,13 @@ _Noreturn void keeper_main(struct launch *);
 int signal_tree(pid_t root, int signal, bool (*spared)(pid_t));
 char process_state(pid_t); /* as in /proc: R, S, T, Z, ...; 0 when there is none */
 int kill_tree_round(pid_t root, unsigned round, bool (*spared)(pid_t));
+
+/* ---- reseed.c: what the agent asks of a steward ---- */
+
+enum steward_order { STEWARD_STREAM, STEWARD_RESEED }; /* the first byte of a message */
+
+void on_reseed(const struct frame *);
+int new_stream(void); /* waits for it; ends everything when there is none */
 
 /* ---- put.c, get.c, space.c, reset.c ---- */
 

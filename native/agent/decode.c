@@ -165,6 +165,14 @@ bool decode_get(const struct frame *frame, struct get_request *g) {
     return reader_done(&r) && g->depth <= DEPTH_MAX;
 }
 
+bool decode_reseed(const struct frame *frame, struct reseed_request *s) {
+    struct reader r = reader_of(frame);
+    s->unix_ns = read_u64(&r);
+    s->host_name = read_string(&r);
+    s->entropy = read_blob(&r, &s->entropy_bytes);
+    return reader_done(&r) && s->entropy_bytes <= RESEED_BYTES_MAX;
+}
+
 /* Relative, no empty, "." or ".." segment, bounded. */
 bool path_allowed(const char *path) {
     unsigned depth = 0;

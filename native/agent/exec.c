@@ -246,6 +246,29 @@ static void retire(struct exec *e) {
     stream_remove(&e->stream);
 }
 
+/* The number behind `name` in a file of events of a control group; what it was before when it cannot be read. */
+static uint64_t count_events(int fd, const char *name, uint64_t before) {
+    char text[512];
+    ssize_t n = fd < 0 ? -1 : pread(fd, text, sizeof text - 1, 0);
+    if (n < 0)
+        return before;
+    text[n] = 0;
+    char *at = strstr(text, name);
+    return at ? strtoull(at + strlen(name), NULL, 10) : before;
+}
+
+/* Which limit of the sandbox was hit since somebody asked. Never asked on the clean path. */
+static uint8_t limits_hit(void) {
+    static uint64_t memory, processes;
+    uint64_t memory_now = count_events(settings.memory_events, "oom_kill ", memory);
+    uint64_t processes_now = count_events(settings.process_events, "max ", processes);
+    uint8_t flags = (uint8_t)((memory_now > memory ? EXIT_OUT_OF_MEMORY : 0) |
+                              (processes_now > processes ? EXIT_PROCESS_LIMIT : 0));
+    memory = memory_now;
+    processes = processes_now;
+    return flags;
+}
+
 static void finish_if_drained(struct exec *e) {
     struct {
         uint8_t how, value, flags;
@@ -258,7 +281,7 @@ static void finish_if_drained(struct exec *e) {
     const struct report *r = &e->report;
     end.how = r->how;
     end.value = r->value;
-    end.flags = r->flags;
+    end.flags = r->flags | (r->how != EXIT_STATUS || r->value ? limits_hit() : 0);
     end.numbers[0] = r->wall_us;
     end.numbers[1] = r->user_us;
     end.numbers[2] = r->system_us;
@@ -561,6 +584,13 @@ void on_exec_frame(struct stream *s, const struct frame *f) {
     }
     if (!reader_done(&r))
         violation("a malformed frame for an exec");
+}
+
+void abandon_exec(struct stream *s) {
+    struct exec *e = (struct exec *)s;
+    if (e->keeper)
+        dismiss(e->keeper); /* it kills its tree when its socket closes */
+    retire(e);
 }
 
 void free_exec_stream(struct stream *s) {

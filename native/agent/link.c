@@ -25,8 +25,9 @@ static void *resize(void *memory, size_t bytes) {
 void link_open(int stream) {
     fd = stream;
     fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
-    in = resize(NULL, in_capacity = IN_BYTES);
-    out = resize(NULL, out_capacity = OUT_BYTES);
+    in = resize(in, in_capacity = IN_BYTES);
+    out = resize(out, out_capacity = OUT_BYTES);
+    in_at = in_have = out_at = out_have = 0;
 }
 
 int link_fd(void) { return fd; }
@@ -35,6 +36,8 @@ bool link_read(void) {
     ssize_t n = read(fd, in + in_have, in_capacity - in_have);
     if (n > 0)
         in_have += (size_t)n;
+    if (n == 0)
+        errno = 0; /* the host closed it, which is not a fault of the stream */
     return n > 0 || (n < 0 && (errno == EAGAIN || errno == EINTR));
 }
 

@@ -60,6 +60,27 @@ void violation(const char *what) {
     end_everything();
 }
 
+static void abandon(struct stream *s) {
+    struct frame f = {T_ABANDON, s->id, 0, NULL};
+    switch (s->kind) {
+    case STREAM_EXEC: abandon_exec(s); break;
+    case STREAM_PUT: on_put_frame(s, &f); break;
+    case STREAM_GET: on_get_frame(s, &f); break;
+    }
+}
+
+/* A snapshot resets every vsock. What ran for the old stream has no reader left, so it ends; the walls stay. */
+void stream_gone(void) {
+    if (settings.steward < 0 || (errno != ENOTCONN && errno != ECONNRESET))
+        end_everything();
+    each_stream(abandon);
+    close_source(&link_source);
+    link_writes = false;
+    link_open(new_stream());
+    link_source.fd = link_fd();
+    watch(&link_source, false);
+}
+
 static void control(struct source *s, int operation, uint32_t events) {
     struct epoll_event event = {.events = events, .data.ptr = s};
     if (epoll_ctl(epoll, operation, s->fd, &event) < 0)
@@ -147,7 +168,7 @@ static void on_stream_frame(const struct frame *f) {
 }
 
 static void on_frame(const struct frame *f) {
-    if (settings.ready == (f->type == T_SETUP))
+    if (f->type != T_RESEED && settings.ready == (f->type == T_SETUP))
         violation("SETUP must come first and once");
     bool opens = f->type == T_EXEC || f->type == T_PUT || f->type == T_GET;
     if (opens && (stream_find(f->stream) || streams_open() >= STREAMS_MAX))
@@ -156,6 +177,7 @@ static void on_frame(const struct frame *f) {
     case T_SETUP: on_setup(f); break;
     case T_PING: send_frame(T_PONG, f->stream, NULL, 0); break;
     case T_RESET: on_reset(f); break;
+    case T_RESEED: on_reseed(f); break;
     case T_EXEC: on_exec(f); break;
     case T_PUT: on_put(f); break;
     case T_GET: on_get(f); break;
@@ -168,8 +190,10 @@ static void on_frame(const struct frame *f) {
 static void on_link(struct source *s) {
     struct frame f;
     (void)s;
-    if (!link_read())
-        end_everything();
+    if (!link_read()) {
+        stream_gone();
+        return;
+    }
     while (link_next(&f))
         on_frame(&f);
     link_compact();
@@ -204,14 +228,14 @@ static void open_sources(void) {
 
 /* The host does not read: do nothing else until it does. Its own credit keeps this from happening to one exec only. */
 static void flush(void) {
-    if (!link_flush())
-        end_everything();
-    while (link_queued() > OUT_HIGH_BYTES) {
+    bool up = link_flush();
+    while (up && link_queued() > OUT_HIGH_BYTES) {
         struct pollfd p = {link_fd(), POLLOUT, 0};
         poll(&p, 1, -1);
-        if (!link_flush())
-            end_everything();
+        up = link_flush();
     }
+    if (!up)
+        stream_gone();
     if (link_writes != (link_queued() > 0)) {
         link_writes = !link_writes;
         control(&link_source, EPOLL_CTL_MOD, EPOLLIN | (link_writes ? EPOLLOUT : 0));

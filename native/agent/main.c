@@ -1,4 +1,7 @@
-/* corral-agent: process 1 of a sandbox. `corral-agent [--fd N]`: the stream to the host is fd 0, or N. */
+/* corral-agent: process 1 of a sandbox. Its options are descriptors that its starter left open:
+ *   --fd N         the stream to the host (default 0)
+ *   --events M P   memory.events and pids.events of the control group around it; -1 for one that is not there
+ *   --steward S    a socket to process 1 of its machine (../guest), which brings a new stream after a snapshot */
 #include <fcntl.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -28,12 +31,36 @@ static void open_standard(void) {
         close(null);
 }
 
+static int given(const char *number) {
+    int fd = atoi(number);
+    if (fd >= 0)
+        fcntl(fd, F_SETFD, FD_CLOEXEC);
+    return fd;
+}
+
+static bool read_options(char **argv, int *stream) {
+    settings.steward = settings.memory_events = settings.process_events = -1;
+    for (argv++; *argv; argv += 2) {
+        if (argv[1] && strcmp(*argv, "--fd") == 0) {
+            *stream = atoi(argv[1]);
+        } else if (argv[1] && strcmp(*argv, "--steward") == 0) {
+            settings.steward = given(argv[1]);
+        } else if (argv[1] && argv[2] && strcmp(*argv, "--events") == 0) {
+            settings.memory_events = given(argv[1]);
+            settings.process_events = given(argv[2]);
+            argv++;
+        } else {
+            return false;
+        }
+    }
+    return true;
+}
+
 int main(int argc, char **argv) {
     int stream = 0;
-    if (argc == 3 && strcmp(argv[1], "--fd") == 0)
-        stream = atoi(argv[2]);
-    else if (argc != 1) {
-        static const char usage[] = "usage: corral-agent [--fd N]\n";
+    (void)argc;
+    if (!read_options(argv, &stream)) {
+        static const char usage[] = "usage: corral-agent [--fd N] [--events MEMORY PIDS] [--steward N]\n";
         return write(2, usage, sizeof usage - 1) < 0 ? 2 : 2;
     }
     plain_signals();

@@ -15,6 +15,7 @@
 #define STREAMS_MAX 1024          /* open at once; more are refused, not queued */
 #define PATH_BYTES_MAX 4096
 #define DEPTH_MAX 128
+#define RESEED_BYTES_MAX 512      /* of entropy in one RESEED */
 #define SIZE_UNKNOWN 18446744073709551615U /* of a file in PUT: its data ends at the next ENTRY or PUT_END */
 #define GRACE_DEFAULT 4294967295 /* in KILL: the grace that SETUP named */
 
@@ -22,6 +23,7 @@
 #define T_SETUP 1
 #define T_PING 2
 #define T_RESET 3
+#define T_RESEED 4
 #define T_EXEC 10
 #define T_STDIN 11
 #define T_STDIN_END 12
@@ -43,6 +45,7 @@
 #define T_SETUP_FAILED 65
 #define T_PONG 66
 #define T_RESET_DONE 67
+#define T_RESEEDED 68
 #define T_STARTED 70
 #define T_NOT_STARTED 71
 #define T_STDOUT 72
@@ -74,6 +77,8 @@
 #define EXIT_KILLED 2         /* a KILL was carried out */
 #define EXIT_SURVIVORS 4      /* some could not be killed within the patience */
 #define EXIT_KEEPER_LOST 8    /* somebody killed the keeper: usage and status are unknown */
+#define EXIT_OUT_OF_MEMORY 16 /* the sandbox's memory was used up meanwhile; told only where the agent can know */
+#define EXIT_PROCESS_LIMIT 32 /* the sandbox had all its processes meanwhile; likewise */
 
 /* kinds of ENTRY */
 #define ENTRY_FILE 0

@@ -48,8 +48,15 @@ static void try_files(const struct frame *f) {
         if (path_allowed(e.path) && (e.path[0] == '/' || strstr(e.path, "/../") || strncmp(e.path, "../", 3) == 0))
             abort();
     }
+    struct reseed_request r;
     if (decode_get(f, &g))
         touch(g.path);
+    if (decode_reseed(f, &r)) {
+        static volatile uint8_t sink;
+        touch(r.host_name);
+        for (uint32_t i = 0; i < r.entropy_bytes; i++)
+            sink += r.entropy[i];
+    }
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {

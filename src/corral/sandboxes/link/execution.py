@@ -178,6 +178,8 @@ class Execution:
 
     def _ended(self, exit_: Exit) -> ExecResult:
         end = End.EXITED if exit_.signal is None else End.SIGNALED
+        if exit_.out_of_memory or exit_.process_limit:
+            end = End.OUT_OF_MEMORY if exit_.out_of_memory else End.PROCESS_LIMIT
         if self._forced is End.OUTPUT_LIMIT or (self._forced is not None and exit_.killed):
             end = self._forced
         return ExecResult(
@@ -196,6 +198,10 @@ class Execution:
             return f"it wrote more than {format_size(self.request.output_bytes_max or 0)} of output, so it was killed"
         if end is End.CANCELED:
             return "it was canceled"
+        if end is End.OUT_OF_MEMORY:
+            return "the sandbox used all the memory that it may have"
+        if end is End.PROCESS_LIMIT:
+            return "the sandbox has all the processes that it may have"
         if exit_.keeper_lost:
             return "something in the sandbox killed the process that watches over it"
         return f"it was killed by {signal_name(exit_.signal)}" if exit_.signal is not None else ""

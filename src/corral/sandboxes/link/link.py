@@ -11,7 +11,7 @@ from typing import Final, Self, cast
 from corral.kernel.errors import PoolExhausted, SandboxFailed, SandboxLost
 from corral.sandboxes.link import protocol
 from corral.sandboxes.link.protocol import Frame, FrameDecoder, ProtocolError
-from corral.sandboxes.link.setup import Setup
+from corral.sandboxes.link.setup import Reseed, Setup
 from corral.sandboxes.link.streams import Stream
 
 _STREAM_ID_MAX: Final = 0xFFFF_FFFF
@@ -49,20 +49,39 @@ class Link:
         Cancellation: the connection is closed.
         """
         link = cls(setup)
-        loop = asyncio.get_running_loop()
-        connection.setblocking(False)
-        make: Callable[[], _Wire] = lambda: link._wire  # noqa: E731 -- a factory that asyncio asks for
         try:
-            if connection.family == socket.AF_UNIX:
-                await loop.create_unix_connection(make, sock=connection)
-            else:
-                await loop.create_connection(make, sock=connection)
+            await link._connect(connection)
             await link._set_up(within_s)
         except BaseException:
             link.close()
             connection.close()
             raise
         return link
+
+    @classmethod
+    async def resume(cls, connection: socket.socket, setup: Setup, reseed: Reseed, *, within_s: float = 10.0) -> Self:
+        """Meet again an agent that was frozen after its setup; ``setup`` is what it was told then.
+
+        Raises and Cancellation: as for ``open``.
+        """
+        link = cls(setup)
+        try:
+            await link._connect(connection)
+            await link.reseed(reseed, within_s=within_s)
+        except BaseException:
+            link.close()
+            connection.close()
+            raise
+        return link
+
+    async def _connect(self, connection: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        connection.setblocking(False)
+        make: Callable[[], _Wire] = lambda: self._wire  # noqa: E731 -- a factory that asyncio asks for
+        if connection.family == socket.AF_UNIX:
+            await loop.create_unix_connection(make, sock=connection)
+        else:
+            await loop.create_connection(make, sock=connection)
 
     async def _set_up(self, within_s: float) -> None:
         frame = await self._ask(protocol.T_SETUP, protocol.encode_setup(self.setup), within_s)
@@ -94,6 +113,16 @@ class Link:
     async def ping(self, *, within_s: float = 5.0) -> None:
         """One round trip. Raises SandboxLost when no answer came; the link is closed then."""
         await self._ask(protocol.T_PING, b"", within_s)
+
+    async def reseed(self, reseed: Reseed, *, within_s: float = 10.0) -> None:
+        """Give the machine its own time, chance and names; what did not work becomes ``notes``. Raises SandboxLost."""
+        frame = await self._ask(protocol.T_RESEED, protocol.encode_reseed(reseed), within_s)
+        if frame.type != protocol.T_RESEEDED:
+            raise self.broken(ProtocolError(f"a frame of type {frame.type} as the answer to RESEED"))
+        try:
+            self.notes = (*self.notes, *protocol.decode_sentence(frame.payload).splitlines())
+        except ProtocolError as error:
+            raise self.broken(error) from error
 
     async def reset(self, *, within_s: float = 10.0) -> tuple[bool, str]:
         """Kill leftovers, empty the writable folders. (clean, what was left). Raises SandboxLost."""

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from corral.sandboxes.link.setup import Setup
+from corral.sandboxes.link.setup import Reseed, Setup
 from corral.sandboxes.model import EntryKind, ExecRequest, Space, TerminalSize, TreeEntry, TreeLimits, Usage
 
 PROTOCOL_VERSION: Final = 1
@@ -21,12 +21,14 @@ WINDOW_BYTES: Final = 262_144
 STREAMS_MAX: Final = 1024
 PATH_BYTES_MAX: Final = 4096
 DEPTH_MAX: Final = 128
+RESEED_BYTES_MAX: Final = 512
 SIZE_UNKNOWN: Final = 0xFFFF_FFFF_FFFF_FFFF
 GRACE_DEFAULT: Final = 4_294_967_295
 
 T_SETUP: Final = 1
 T_PING: Final = 2
 T_RESET: Final = 3
+T_RESEED: Final = 4
 T_EXEC: Final = 10
 T_STDIN: Final = 11
 T_STDIN_END: Final = 12
@@ -46,6 +48,7 @@ T_READY: Final = 64
 T_SETUP_FAILED: Final = 65
 T_PONG: Final = 66
 T_RESET_DONE: Final = 67
+T_RESEEDED: Final = 68
 T_STARTED: Final = 70
 T_NOT_STARTED: Final = 71
 T_STDOUT: Final = 72
@@ -68,6 +71,8 @@ EXIT_LEFT_PROCESSES: Final = 1
 EXIT_KILLED: Final = 2
 EXIT_SURVIVORS: Final = 4
 EXIT_KEEPER_LOST: Final = 8
+EXIT_OUT_OF_MEMORY: Final = 16
+EXIT_PROCESS_LIMIT: Final = 32
 ENTRY_FILE: Final = 0
 ENTRY_DIRECTORY: Final = 1
 ENTRY_SYMLINK: Final = 2
@@ -88,7 +93,18 @@ _SPACE: Final = struct.Struct("<QQQQ")
 _DONE: Final = struct.Struct("<QQ")
 _FROM_AGENT: Final = frozenset(
     (
-        *(T_READY, T_SETUP_FAILED, T_PONG, T_RESET_DONE, T_STARTED, T_NOT_STARTED, T_STDOUT, T_STDERR, T_EXIT),
+        *(
+            T_READY,
+            T_SETUP_FAILED,
+            T_PONG,
+            T_RESET_DONE,
+            T_RESEEDED,
+            T_STARTED,
+            T_NOT_STARTED,
+            T_STDOUT,
+            T_STDERR,
+            T_EXIT,
+        ),
         *(T_DONE, T_FILE_ERROR, T_SPACE_IS, T_CREDIT, T_ENTRY, T_DATA),
     )
 )
@@ -139,6 +155,8 @@ class Exit:
     killed: bool
     survivors: bool
     keeper_lost: bool
+    out_of_memory: bool = False
+    process_limit: bool = False
 
 
 class FileError(NamedTuple):
@@ -216,6 +234,12 @@ def encode_setup(setup: Setup) -> bytes:
     ]
     parts += [_U32.pack(len(setup.seccomp)), setup.seccomp]
     return b"".join(parts)
+
+
+def encode_reseed(reseed: Reseed) -> bytes:
+    """Payload of RESEED."""
+    entropy = reseed.entropy[:RESEED_BYTES_MAX]
+    return b"".join((struct.pack("<Q", reseed.unix_ns), _string(reseed.host_name), _U32.pack(len(entropy)), entropy))
 
 
 def encode_exec(request: ExecRequest, *, stdin: bool, user: tuple[int, int] | None = None) -> bytes:
@@ -309,7 +333,7 @@ def decode_u32(payload: bytes) -> int:
 
 
 def decode_sentence(payload: bytes) -> str:
-    """Payload of SETUP_FAILED: one string."""
+    """Payload of SETUP_FAILED and RESEEDED: one string."""
     reader = _Reader(payload)
     text = reader.string()
     reader.end()
@@ -359,6 +383,8 @@ def decode_exit(payload: bytes) -> Exit:
         killed=bool(flags & EXIT_KILLED),
         survivors=bool(flags & EXIT_SURVIVORS),
         keeper_lost=bool(flags & EXIT_KEEPER_LOST),
+        out_of_memory=bool(flags & EXIT_OUT_OF_MEMORY),
+        process_limit=bool(flags & EXIT_PROCESS_LIMIT),
     )
 
 

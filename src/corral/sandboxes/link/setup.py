@@ -79,3 +79,19 @@ class Setup:
             forbid_user_namespaces=True,
             drop_capabilities=True,
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reseed:
+    """What a machine that was frozen must not share with its copies; given to it before its first exec.
+
+    Attributes:
+        unix_ns: the time of day, in nanoseconds since 1970; 0 leaves the clock alone.
+        host_name: "" leaves it as it is.
+        entropy: at most 512 bytes for the kernel's random generator, which is seeded anew at once. Boot id and machine
+            id are made from it then.
+    """
+
+    unix_ns: int
+    host_name: str = ""
+    entropy: bytes = b""
