@@ -11,6 +11,7 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/reboot.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -94,14 +95,15 @@ static void become_user(void) {
         die("cannot keep", "the agent's capabilities");
 }
 
-static _Noreturn void become_agent(int program, int stream, struct box_group group) {
-    char at[3][12];
-    const int kept[3] = {stream, group.memory_events, group.pids_events};
-    for (int i = 0; i < 3; i++) {
+static _Noreturn void become_agent(int program, int stream, int steward, struct box_group group) {
+    char at[4][12];
+    const int kept[4] = {stream, group.memory_events, group.pids_events, steward};
+    for (int i = 0; i < 4; i++) {
         snprintf(at[i], sizeof at[i], "%d", kept[i]);
         fcntl(kept[i], F_SETFD, 0);
     }
-    char *const argv[] = {"corral-agent", "--fd", at[0], "--events", at[1], at[2], NULL}, *const env[] = {NULL};
+    char *const argv[] = {"corral-agent", "--fd", at[0], "--events", at[1], at[2], "--steward", at[3], NULL};
+    char *const env[] = {NULL};
     if (write(group.procs, "0", 1) != 1)
         die("cannot join", "the control group");
     enter_root();
@@ -110,8 +112,12 @@ static _Noreturn void become_agent(int program, int stream, struct box_group gro
     die("cannot execute", "the agent");
 }
 
-static void start_agent(int program, int stream, const struct go *go) {
+/* Gives our end of the socket over which the agent asks. */
+static int start_agent(int program, int stream, const struct go *go) {
     struct box_group group = make_group(go);
+    int ends[2];
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends))
+        die("cannot make", "a socket");
     if (unshare(CLONE_NEWPID | CLONE_NEWIPC)) /* the next child is process 1 in there */
         die("cannot make", "a PID namespace");
     pid_t agent = fork();
@@ -120,9 +126,11 @@ static void start_agent(int program, int stream, const struct go *go) {
     if (agent == 0) {
         if (unshare(CLONE_NEWNS))
             die("cannot make", "a mount namespace");
-        become_agent(program, stream, group);
+        become_agent(program, stream, ends[1], group);
     }
     close(stream);
+    close(ends[1]);
+    return ends[0];
 }
 
 static void run_until_agent_ends(void) {
@@ -148,8 +156,9 @@ int main(void) {
     mount_root(&options);
     int stream = greeted_stream(&options, &go);
     come_alive(&go);
-    start_agent(program, stream, &go);
+    int agent = start_agent(program, stream, &go);
     explicit_bzero(&go, sizeof go);
+    serve_agent(&options, agent);
     run_until_agent_ends();
     reboot(RB_AUTOBOOT);
     return 1;

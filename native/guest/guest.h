@@ -45,6 +45,10 @@ void mount_root(const struct options *);
 void enter_root(void); /* as process 1 of a PID namespace */
 /* stream.c */
 int open_stream(const struct options *);
+/* steward.c */
+void serve_agent(const struct options *, int agent); /* until the agent ends */
+bool renew_ids(void);
+void bind_ids(const char *root);
 /* wake.c */
 void set_clock(uint64_t unix_ns);
 void stir(const uint8_t *entropy, unsigned bytes);

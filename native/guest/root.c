@@ -95,6 +95,7 @@ void enter_root(void) {
     if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) ||
         mount("proc", ROOT "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL))
         die("cannot mount", ROOT "/proc");
+    bind_ids(ROOT);
     if (umount2("/groups", MNT_DETACH) || umount2("/sys", MNT_DETACH) || umount2("/dev", MNT_DETACH) ||
         umount2("/proc", MNT_DETACH))
         die("cannot unmount", "what is the guest's own");

@@ -41,6 +41,8 @@ void come_alive(const struct go *go) {
     stir(go->entropy, ENTROPY_BYTES);
     if (go->host_name[0] && sethostname(go->host_name, strlen(go->host_name)))
         die("cannot set", "the host name");
+    if (!renew_ids())
+        die("cannot make", "the ids of this machine");
 }
 
 static bool set(const char *file, const char *text) {
