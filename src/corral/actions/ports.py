@@ -6,7 +6,7 @@ give what a command runs in. Doors call ``actions.service.ActionService``; a wor
 call ``actions.runner.ActionRunner``.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -135,7 +135,7 @@ class InputRoot(Protocol):
     """A tree of inputs on this worker; kept until ``release_nowait``."""
 
     @property
-    def files(self) -> int:
+    def input_files(self) -> int:
         """How many files it has, each counted as often as it occurs."""
         ...
 
@@ -144,10 +144,10 @@ class InputRoot(Protocol):
         """Their bytes."""
         ...
 
-    def staged(self, sandbox: Sandbox, directory: str) -> AbstractAsyncContextManager[None]:
-        """In the block the tree lies at ``directory`` of the sandbox, writable, and nothing but it.
+    def staged(self, sandbox: Sandbox, directory: str, parents: Sequence[str]) -> AbstractAsyncContextManager[None]:
+        """In the block the tree lies at ``directory`` of the sandbox, and nothing but it; ``parents`` exist in it.
 
-        What is written there is the sandbox's own. Raises TooLarge, SandboxLost, SandboxFailed.
+        What is written there is the sandbox's own. Raises InvalidSpec (a parent is a file), TooLarge, SandboxLost.
         """
         ...
 

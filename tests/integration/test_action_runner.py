@@ -1,0 +1,327 @@
+"""Actions on a worker, in real sandboxes: what they leave, how they end, and what bad input gets."""
+
+import asyncio
+import os
+import resource
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from corral.actions.adapters.messages import blobs_of_result, read_tree
+from corral.actions.errors import MissingBlobs
+from corral.actions.fetching import Directories
+from corral.actions.input_files import InputFiles
+from corral.actions.inputs import CopiedInputs
+from corral.actions.limits import ActionWorkerConfig
+from corral.actions.model import Command, Ended, OutputStyle, OutputSymlink, Performed
+from corral.actions.runner import ActionRunner, RunnerServices, SandboxPolicy
+from corral.blobs.adapters.disk import DiskBlobs
+from corral.blobs.content import read_bytes
+from corral.kernel.clock import SystemClock
+from corral.kernel.digest import Digest, HashFunction
+from corral.kernel.errors import InvalidSpec, TooLarge
+from corral.sandboxes.model import MIB, Size
+from corral.sandboxes.pool import Pools
+from corral.sandboxes.pool_model import PoolConfig
+from corral.sandboxes.runtimes.registry import RuntimesConfig, open_runtimes
+from corral.testing.actions import BuiltAction, Inputs, Link, Program, build_action, replace_struct, shell
+
+SMALL = Size(memory_bytes=256 * MIB, disk_bytes=64 * MIB, processes=64)
+_numbers = count(1)
+
+
+class Worker:
+    """A worker's parts for actions, without a queue."""
+
+    def __init__(self, runner: ActionRunner, blobs: DiskBlobs, files: InputFiles, spool: Path) -> None:
+        self.runner = runner
+        self.blobs = blobs
+        self.files = files
+        self.spool = spool
+
+    async def run(self, built: BuiltAction, tenant: str = "ann") -> Performed:
+        return await self.runner.run(tenant, await built.store(self.blobs, tenant))
+
+    async def do(self, command: Command, inputs: Inputs | None = None, **more: object) -> Performed:
+        return await self.run(build_action(command, inputs, **more))  # type: ignore[arg-type]
+
+    async def content(self, digest: Digest | None, tenant: str = "ann") -> bytes:
+        assert digest is not None
+        return await read_bytes(self.blobs, tenant, digest, bytes_max=64 * MIB)
+
+
+@pytest.fixture
+async def worker(tmp_path: Path) -> AsyncIterator[Worker]:
+    async with AsyncExitStack() as stack:
+        clock = SystemClock()
+        runtimes = stack.enter_context(open_runtimes(RuntimesConfig(), tmp_path / "sandboxes"))
+        new_id = lambda: f"sbx_contract{os.getpid()}xact{next(_numbers)}"  # noqa: E731
+        pools = await stack.enter_async_context(Pools(runtimes, PoolConfig(warm=1), clock=clock, new_id=new_id))
+        blobs = await stack.enter_async_context(DiskBlobs(tmp_path / "blobs"))
+        spool = tmp_path / "spool"
+        spool.mkdir()
+        config = ActionWorkerConfig(entries=2000, inline_bytes=100)
+        files = InputFiles(tmp_path / "files", blobs, total_bytes=config.cache_bytes, at_once=8)
+        files.open_empty()
+        services = RunnerServices(
+            blobs=blobs,
+            inputs=CopiedInputs(Directories(blobs, config), files),
+            sandboxes=pools,
+            policy=SandboxPolicy(runtime="bubblewrap", size=SMALL, size_max=SMALL),
+            clock=clock,
+            spool=spool,
+            worker="wrk_test",
+            config=config,
+        )
+        yield Worker(ActionRunner(services), blobs, files, spool)
+
+
+async def test_an_action_reads_its_inputs_and_leaves_its_outputs(worker: Worker) -> None:
+    command = shell("./tool < src/in.txt > out/result.txt; echo told; echo warned >&2", "out/result.txt")
+    inputs: Inputs = {"tool": Program(b"#!/bin/sh\ntr a-z A-Z\n"), "src/in.txt": b"quiet"}
+
+    performed = await worker.do(command, inputs)
+
+    (output,) = performed.result.files
+    assert (output.path, await worker.content(output.digest)) == ("out/result.txt", b"QUIET")
+    assert (performed.result.stdout, performed.result.stderr) == (b"told\n", b"warned\n")
+    assert await worker.content(performed.result.stdout_digest) == b"told\n"
+    assert (performed.ended, performed.result.exit_code, performed.succeeded) == (Ended.EXITED, 0, True)
+    assert performed.result.worker == "wrk_test"
+    assert not await worker.blobs.find_missing("ann", performed.named)
+    assert set(blobs_of_result(performed.result)) <= set(performed.named)
+
+
+async def test_every_instant_is_told_in_its_order(worker: Worker) -> None:
+    performed = await worker.do(shell("echo x > a", "a"))
+
+    times = performed.result.times
+    instants = [
+        *(times.queued_s, times.worker_start_s, times.input_fetch_start_s, times.input_fetch_completed_s),
+        *(times.execution_start_s, times.execution_completed_s, times.output_upload_start_s),
+        *(times.output_upload_completed_s, times.worker_completed_s),
+    ]
+    assert all(instants)
+    assert instants == sorted(instants)
+
+
+async def test_the_environment_is_exactly_the_command_s_and_the_directory_too(worker: Worker) -> None:
+    command = replace_struct(
+        shell("env > env.txt; pwd > ../where.txt", "env.txt", "../where.txt"),
+        environment=(("A", "1"), ("B", "zwei")),
+        working_directory="sub/dir",
+    )
+
+    performed = await worker.do(command, {"sub/dir/here": b""})
+
+    found = {each.path: (await worker.content(each.digest)).decode() for each in performed.result.files}
+    names = {line.partition("=")[0] for line in found["env.txt"].splitlines()}
+    assert {"A", "B"} <= names <= {"A", "B", "PWD", "SHLVL", "_", "OLDPWD"}  # those are the shell's own
+    assert found["../where.txt"].strip() == "/work/build/sub/dir"
+
+
+async def test_directories_and_symlinks_are_outputs_of_either_style(worker: Worker) -> None:
+    script = "mkdir -p d/deep/er; echo 1 > d/one; echo 2 > d/deep/er/two; chmod +x d/one; ln -s one d/l; ln -s d link"
+    new = shell(script, "d", "link", "absent")
+    old = replace_struct(
+        new, output_paths=(), style=OutputStyle.FILES, output_files=("link", "absent"), output_directories=("d",)
+    )
+
+    for command in (new, old):
+        performed = await worker.do(command)
+        (directory,) = performed.result.directories
+        top, *below = read_tree(await worker.content(directory.tree), HashFunction.SHA256)
+        assert [(file.name, file.executable) for file in top.files] == [("one", True)]
+        assert [(link.name, link.target) for link in top.symlinks] == [("l", "one")]
+        assert [each.directories[0].name for each in (top, below[0])] == ["deep", "er"]
+        assert performed.result.files == ()
+        links = performed.result.file_symlinks if command is old else performed.result.symlinks
+        assert links == (OutputSymlink("link", "d"),)
+        assert not await worker.blobs.find_missing("ann", performed.named)
+
+
+async def test_a_directory_can_also_be_told_as_blobs_of_its_own(worker: Worker) -> None:
+    command = replace_struct(shell("mkdir -p d/e; echo > d/e/f", "d"), root_directories=True)
+
+    performed = await worker.do(command)
+
+    (directory,) = performed.result.directories
+    assert directory.root in performed.named
+    assert await worker.content(directory.root)
+
+
+@pytest.mark.parametrize(
+    ("script", "ended", "exit_code", "signal"),
+    [
+        ("exit 9", Ended.EXITED, 9, None),
+        ("kill -9 $$", Ended.SIGNALED, 137, 9),
+        ("exit 137", Ended.EXITED, 137, None),
+    ],
+)
+async def test_death_by_a_signal_is_not_an_exit_status(
+    worker: Worker, script: str, ended: Ended, exit_code: int, signal: int | None
+) -> None:
+    performed = await worker.do(shell(script))
+
+    assert (performed.ended, performed.result.exit_code, performed.signal) == (ended, exit_code, signal)
+    assert not performed.succeeded
+    assert ("SIGKILL" in performed.message) is (signal == 9)
+
+
+async def test_a_timeout_keeps_the_output_so_far(worker: Worker) -> None:
+    performed = await worker.do(shell("echo early; echo half > out; sleep 60", "out"), timeout_s=0.5)
+
+    assert performed.ended is Ended.TIMED_OUT
+    assert performed.result.stdout == b"early\n"
+    assert [each.path for each in performed.result.files] == ["out"]
+    assert not performed.succeeded
+
+
+async def test_a_program_that_does_not_exist_is_a_result(worker: Worker) -> None:
+    performed = await worker.do(Command(arguments=("./absent",)))
+
+    assert (performed.ended, performed.result.exit_code) == (Ended.NOT_STARTED, 127)
+    assert "absent" in performed.message
+
+
+async def test_a_gigabyte_of_output_takes_no_memory(worker: Worker) -> None:
+    before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    performed = await worker.do(shell("head -c 1G /dev/zero"))
+
+    assert performed.result.stdout_digest is not None
+    assert performed.result.stdout_digest.size_bytes == 1024**3
+    assert performed.result.stdout == b""
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib < 64 * 1024
+    assert os.listdir(worker.spool) == []
+
+
+async def test_all_missing_inputs_are_named(worker: Worker) -> None:
+    built = build_action(shell("true"), {"a": b"first", "b/c": b"second", "d": b"third"})
+    gone = {built.inputs["a"], built.inputs["b/c"]}
+
+    with pytest.raises(MissingBlobs) as raised:
+        await worker.run(built.without(*gone))
+
+    assert set(raised.value.digests) == gone
+
+
+@pytest.mark.parametrize("what", ["command", "input_root"])
+async def test_a_missing_part_of_the_action_is_named(worker: Worker, what: str) -> None:
+    built = build_action(shell("true"), {"a": b"1"})
+    gone: Digest = getattr(built.action, what)
+
+    with pytest.raises(MissingBlobs) as raised:
+        await worker.run(built.without(gone))
+
+    assert raised.value.digests == (gone,)
+
+
+async def test_the_empty_file_and_the_empty_directory_need_not_be_stored(worker: Worker) -> None:
+    built = build_action(shell("test -f e && test -d d && ! test -s e"), {"e": b"", "d": None})
+    empty = [digest for digest in built.blobs if digest.size_bytes == 0]
+
+    performed = await worker.run(built.without(*empty))
+
+    assert (len(empty), performed.succeeded) == (1, True)
+
+
+async def test_what_a_command_does_to_its_inputs_stays_in_its_sandbox(worker: Worker) -> None:
+    inputs: Inputs = {"a": b"kept", "dir/b": b"kept too"}
+    spoil = "echo spoiled > a; chmod 777 dir/b; mv dir/b dir/c; rm -r dir; ln -f a hard; echo more >> hard"
+
+    first = await worker.do(shell(spoil + " 2>&1; true"), inputs)
+    second = await worker.do(shell("cat a dir/b; ls"), inputs)
+
+    assert first.succeeded
+    assert second.result.stdout == b"keptkept tooa\ndir\n"
+
+
+async def test_inputs_are_fetched_once(worker: Worker) -> None:
+    inputs: Inputs = {"a": b"1", "b": b"2", "same": b"1", "x": Program(b"1")}
+
+    await worker.do(shell("true"), inputs)
+    await worker.do(shell("true # other"), {**inputs, "c": b"3"})
+
+    assert worker.files.fetched == 4  # the executable one is a file of its own
+
+
+async def test_one_tenant_s_inputs_are_not_another_s(worker: Worker) -> None:
+    built = build_action(shell("cat a"), {"a": b"secret"})
+    await worker.run(built, "ann")
+
+    with pytest.raises(MissingBlobs):
+        await worker.run(built.without(built.inputs["a"]), "bob")
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (Command(arguments=()), "the command is empty"),
+        (Command(arguments=("true",), working_directory="../up"), "leads out of the input root"),
+        (Command(arguments=("true",), output_paths=("/etc/passwd",)), "is not a relative path"),
+        (Command(arguments=("true",), output_paths=("a/../../b",)), "leads out of the input root"),
+        (Command(arguments=("true",), environment=(("A=B", "1"),)), "impossible name or value"),
+        (Command(arguments=("true",), platform=(("imgae", "x"),)), 'did you mean "image"'),
+        (Command(arguments=("true",), platform=(("memory", "much"),)), "write a size"),
+        (Command(arguments=("true",), platform=(("network", "true"),)), "gives no network"),
+        (Command(arguments=("true",), platform=(("memory", "64GB"),)), "more than this worker gives"),
+    ],
+)
+async def test_what_no_sandbox_could_run_is_refused_by_name(worker: Worker, command: Command, words: str) -> None:
+    with pytest.raises(InvalidSpec, match=words):
+        await worker.do(command)
+
+
+@pytest.mark.parametrize(
+    ("script", "command", "words"),
+    [
+        ("mkfifo out", shell("mkfifo out", "out"), "out"),
+        ("mkdir f", Command(arguments=(), style=OutputStyle.FILES, output_files=("f",)), "is a directory"),
+        ("rmdir d; echo > d", Command(arguments=(), style=OutputStyle.FILES, output_directories=("d",)), "is a file"),
+    ],
+)
+async def test_outputs_of_the_wrong_kind_are_refused(worker: Worker, script: str, command: Command, words: str) -> None:
+    with pytest.raises(InvalidSpec, match=words):
+        await worker.do(replace_struct(command, arguments=("/bin/sh", "-c", script)))
+
+
+async def test_too_many_entries_are_refused_before_anything_is_fetched(worker: Worker) -> None:
+    with pytest.raises(TooLarge, match="2000 entries"):
+        await worker.do(shell("true"), {f"d{n % 7}/f{n}": b"" for n in range(2001)})
+
+
+async def test_many_actions_at_once_each_have_a_sandbox_of_their_own(worker: Worker) -> None:
+    async with asyncio.TaskGroup() as group:
+        running = [
+            group.create_task(worker.do(shell(f"cat a; echo {n} > out; ls", "out"), {"a": str(n).encode()}))
+            for n in range(12)
+        ]
+
+    for n, task in enumerate(running):
+        assert task.result().result.stdout == f"{n}a\nout\n".encode()
+
+
+async def test_a_canceled_action_leaves_nothing_behind(worker: Worker) -> None:
+    built = build_action(shell("sleep 60"))
+    digest = await built.store(worker.blobs, "ann")
+    started = asyncio.Event()
+
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(worker.runner.run("ann", digest, on_started=lambda _at_s: started.set()))
+        await started.wait()
+        task.cancel()
+
+    assert task.cancelled()
+    assert (await worker.do(shell("echo again"))).result.stdout == b"again\n"
+
+
+async def test_links_in_inputs_are_as_they_were_given(worker: Worker) -> None:
+    performed = await worker.do(
+        shell("readlink in out; cat in"), {"in": Link("dir/file"), "out": Link("/etc/absent"), "dir/file": b"through"}
+    )
+
+    assert performed.result.stdout == b"dir/file\n/etc/absent\nthrough"
