@@ -4,7 +4,7 @@ import asyncio
 import os
 import shutil
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +23,7 @@ _WORDS_BYTES_MAX: Final = 4096
 _END_BY_ITSELF_S: Final = 2.0
 _END_KILLED_S: Final = 5.0
 _STOP_WITHIN_S: Final = 15.0
+_ANSWER_SLACK_S: Final = 1.0  # a limit of the talk itself explains more than ours
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +65,8 @@ class Launch:
         env: its environment; the agent passes none of it on.
         folder: a directory that goes when the box goes.
         show: (directory, place): what ``user`` cannot reach by itself is shown to it there, and to nobody else.
+        greet: what is said on the stream before the agent is there to be set up; it may raise CorralError.
+        abrupt: it loses nothing when it is killed, so a stop does not wait for it to end by itself.
     """
 
     argv: Sequence[str]
@@ -76,6 +79,8 @@ class Launch:
     env: tuple[tuple[str, str], ...] = ()
     folder: Path | None = None
     show: tuple[str, str] | None = None
+    greet: Callable[[socket.socket], Awaitable[None]] | None = None
+    abrupt: bool = False
 
 
 class ProcessBox:
@@ -87,6 +92,7 @@ class ProcessBox:
         self._cgroup = cgroup
         self._folder = folder
         self._child: Child | None = None
+        self._abrupt = False
         self._link: Link | None = None
         self._events = LimitEvents()
 
@@ -136,7 +142,7 @@ class ProcessBox:
         self._home.forget(self._spec.id)
 
     async def _end_child(self, child: Child) -> bool:
-        if self._link is not None and await child.wait_ended(within_s=_END_BY_ITSELF_S):
+        if self._link is not None and not self._abrupt and await child.wait_ended(within_s=_END_BY_ITSELF_S):
             return True
         if self._cgroup is not None:
             self._cgroup.kill()
@@ -144,17 +150,28 @@ class ProcessBox:
         return await child.wait_ended(within_s=_END_KILLED_S)
 
     async def _start(self, launch: Launch, within_s: float) -> None:
+        async def set_up(ours: socket.socket) -> None:
+            if launch.greet is not None:
+                ours.setblocking(False)
+                await launch.greet(ours)
+            self._link = await Link.open(ours, launch.setup, within_s=within_s)
+
+        await self._run(launch, set_up, within_s)
+
+    async def _run(self, launch: Launch, talk: Callable[[socket.socket], Awaitable[None]], within_s: float) -> None:
+        """Start the program and talk to it; its own words explain a failure. The socket is closed unless ``talk`` took
+        it over, which it tells by not failing."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         words, words_in = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC) if launch.stream else -1
         first = (theirs.fileno(), words_in, words_in) if null < 0 else (null, words_in, words_in, theirs.fileno())
+        self._abrupt = launch.abrupt
         try:
             try:
                 self._child = Child.spawn(
                     self._argv(launch), descriptors=(*first, *launch.descriptors), env=dict(launch.env)
                 )
             except OSError as error:
-                ours.close()
                 raise SandboxFailed(f"the sandbox did not start: {error}") from error
             finally:
                 theirs.close()
@@ -164,16 +181,23 @@ class ProcessBox:
             if self._cgroup is None:
                 self._home.note(self._spec.id, self._child)
             try:
-                self._link = await Link.open(ours, launch.setup, within_s=within_s)
-            except CorralError as error:
-                child = self._child
-                await child.wait_ended(within_s=0.5)  # its last words come before its end
-                said = _read_words(words)
-                raise SandboxFailed(
-                    f"the sandbox did not start: {said or error}", cure=error.cure, runtime_status=child.status
-                ) from error
+                async with asyncio.timeout(within_s + _ANSWER_SLACK_S):
+                    await talk(ours)
+            except (CorralError, TimeoutError) as error:
+                raise await self._explained(self._child, words, error, within_s) from error
+        except BaseException:
+            ours.close()
+            raise
         finally:
             os.close(words)
+
+    async def _explained(
+        self, child: Child, words: int, error: CorralError | TimeoutError, within_s: float
+    ) -> SandboxFailed:
+        await child.wait_ended(within_s=0.5)  # its last words come before its end
+        said = _read_words(words) or (f"no answer within {within_s:g} s" if isinstance(error, TimeoutError) else "")
+        cure = error.cure if isinstance(error, CorralError) else ""
+        return SandboxFailed(f"the sandbox did not start: {said or error}", cure=cure, runtime_status=child.status)
 
     def _argv(self, launch: Launch) -> list[str]:
         argv = [str(launcher_path())]
@@ -205,6 +229,42 @@ async def start_box(
 
     Raises and Cancellation: as ``ports.Runtime.start``.
     """
+    box = _new_box(spec, home, folder, overhead)
+    try:
+        await box._start(prepare(), within_s)
+    except BaseException:
+        await finish(box.stop(), within_s=_STOP_WITHIN_S)
+        raise
+    return box
+
+
+async def run_program(
+    spec: SandboxSpec,
+    home: Home,
+    prepare: Callable[[], Launch],
+    talk: Callable[[socket.socket], Awaitable[None]],
+    *,
+    within_s: float,
+    overhead: Overhead = _NO_OVERHEAD,
+) -> None:
+    """Start what would be a box, talk to it over its stream, and free it: nothing of it is left.
+
+    Raises and Cancellation: as ``ports.Runtime.start``.
+    """
+    box = _new_box(spec, home, None, overhead)
+    try:
+
+        async def talked(ours: socket.socket) -> None:
+            ours.setblocking(False)
+            await talk(ours)
+            ours.close()
+
+        await box._run(prepare(), talked, within_s)
+    finally:
+        await finish(box.stop(), within_s=_STOP_WITHIN_S)
+
+
+def _new_box(spec: SandboxSpec, home: Home, folder: Path | None, overhead: Overhead) -> ProcessBox:
     home.enter(spec.id)
     try:
         cgroup = home.cgroups.create(
@@ -218,13 +278,7 @@ async def start_box(
     except OSError as error:
         home.forget(spec.id)
         raise SandboxFailed(f"no control group for the sandbox: {error}") from error
-    box = ProcessBox(spec, home, cgroup, folder)
-    try:
-        await box._start(prepare(), within_s)
-    except BaseException:
-        await finish(box.stop(), within_s=_STOP_WITHIN_S)
-        raise
-    return box
+    return ProcessBox(spec, home, cgroup, folder)
 
 
 def _read_words(descriptor: int) -> str:
