@@ -293,7 +293,6 @@ class FunctionsOrders(msgspec.Struct, frozen=True, kw_only=True):
 
     instances: tuple[InstanceOrder, ...] = ()
     prepare: tuple[PrepareOrder, ...] = ()
-    kept: tuple[str, ...] = ()
 
 
 class LogLine(msgspec.Struct, frozen=True, kw_only=True):

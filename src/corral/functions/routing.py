@@ -98,7 +98,11 @@ def difference(before: RoutingTable, after: RoutingTable) -> RoutingUpdate:
         epoch=after.epoch,
         base=before.version,
         version=after.version,
-        changed=tuple(route for key, route in after.functions.items() if before.functions.get(key) != route),
+        changed=tuple(
+            route
+            for key, route in after.functions.items()
+            if (known := before.functions.get(key)) is not route and known != route
+        ),
         removed=tuple(key for key in before.functions if key not in after.functions),
     )
 

@@ -1,0 +1,618 @@
+"""Brings together what is deployed, what workers say, and what fronts need: orders for workers, routes for fronts.
+
+Everything here is in memory and can be lost: a scheduler that starts adopts the instances that workers report, and
+decides nothing before the workers that it knows had time to come back. Nothing here waits for anything but news.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+import msgspec
+import structlog
+
+from corral.functions import placing, scaling
+from corral.functions.config import FunctionsConfig
+from corral.functions.machine import Break, Function, RevisionEntry
+from corral.functions.model import (
+    FunctionKey,
+    FunctionsOrders,
+    FunctionsReport,
+    InstanceOrder,
+    InstancePhase,
+    InstanceReport,
+    InstanceStats,
+    Prepared,
+    PrepareOrder,
+    RevisionKey,
+    RevisionPhase,
+    RevisionSpec,
+)
+from corral.functions.placing import Placed, Plan, Seat, Want
+from corral.functions.registry import Registry, keys_of
+from corral.functions.routing import Backend, FunctionRoute, RevisionRoute, RoutingTable, RoutingUpdate, difference
+from corral.functions.scaling import Health, ScaleState
+from corral.kernel.clock import Clock
+from corral.kernel.concurrency import Signal
+from corral.kernel.errors import CorralError, NoFeasibleWorker
+
+_log = structlog.get_logger("corral.functions")
+_LIVE: Final = (InstancePhase.STARTING, InstancePhase.READY)
+_COUNTERS: Final = ("requests", "errors", "traps", "timeouts", "refused", "cpu_s", "latency_s", "instantiate_s")
+_ACTOR: Final = "breaker"
+
+
+class Attendance:
+    """One connected stream of a worker. ``news`` is set when there may be something to tell it."""
+
+    def __init__(self, worker: str) -> None:
+        self.worker = worker
+        self.current = True
+        self.news = asyncio.Event()
+        self.told_orders: FunctionsOrders | None = None
+        self.told_routes: RoutingTable | None = None
+
+
+@dataclass(slots=True)
+class _Member:
+    report: FunctionsReport = field(default_factory=FunctionsReport)
+    attendance: Attendance | None = None
+    lost_s: float = 0.0
+    heard: bool = False
+
+
+@dataclass(slots=True)
+class _Placement:
+    order: InstanceOrder
+    worker: str
+    report: InstanceReport | None = None
+
+    @property
+    def phase(self) -> InstancePhase:
+        return self.report.phase if self.report is not None else InstancePhase.STARTING
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RevisionStatus:
+    """What is known of a revision besides what its owner chose; for people and metrics."""
+
+    wanted: int
+    instances: tuple[tuple[str, InstanceReport], ...]
+    waiting: int
+    in_flight: int
+    totals: InstanceStats
+    unmet: str
+    failing: str
+
+
+class Conductor:
+    """See the module. ``run`` for as long as the scheduler serves."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        clock: Clock,
+        config: FunctionsConfig,
+        *,
+        epoch: str,
+        new_instance_id: Callable[[], str],
+        expected_workers: Callable[[], Iterable[str]] = lambda: (),
+    ) -> None:
+        self._registry = registry
+        self._clock = clock
+        self._config = config
+        self._new_instance_id = new_instance_id
+        self._expected_workers = expected_workers
+        self._members: dict[str, _Member] = {}
+        self._placed: dict[str, _Placement] = {}
+        self._leaving: dict[str, _Placement] = {}
+        self._scales: dict[RevisionKey, ScaleState] = {}
+        self._healths: dict[RevisionKey, Health] = {}
+        self._floors: dict[RevisionKey, bool] = {}
+        self._warming: Counter[RevisionKey] = Counter()
+        self._avoid: dict[RevisionKey, frozenset[str]] = {}
+        self._unmet: dict[RevisionKey, str] = {}
+        self._totals: dict[RevisionKey, InstanceStats] = {}
+        self._preparing: dict[RevisionKey, tuple[str, PrepareOrder, asyncio.Future[Prepared]]] = {}
+        self._table = RoutingTable(epoch=epoch, version=1)
+        self._dirty: set[FunctionKey] = set()
+        self._started_s = clock.monotonic_s()
+        self._settled = False
+        self._work = asyncio.Event()
+        self.changed = Signal()
+        registry.on_change = self._function_changed
+        for function in registry.list():
+            self._function_changed(None, function)
+
+    # The workers' side.
+
+    def attend(self, worker: str) -> Attendance:
+        """A stream was opened; an older one of the same worker ends."""
+        member = self._members.setdefault(worker, _Member())
+        if member.attendance is not None:
+            _end(member.attendance)
+        member.attendance = Attendance(worker)
+        return member.attendance
+
+    def heard(self, attendance: Attendance, report: FunctionsReport) -> None:
+        """The worker said what is."""
+        member = self._members.get(attendance.worker)
+        if member is None or member.attendance is not attendance:
+            return
+        first, member.report, member.heard = not member.heard, report, True
+        reported = {each.id for each in report.instances}
+        for instance in report.instances:
+            self._heard_instance(attendance.worker, instance)
+        for instance_id, placement in list(self._placed.items()):
+            if placement.worker == attendance.worker and placement.report is not None and instance_id not in reported:
+                self._remove(instance_id)
+        for instance_id, placement in list(self._leaving.items()):
+            if placement.worker == attendance.worker and instance_id not in reported:
+                self._forget(instance_id)
+        for prepared in report.prepared:
+            self._heard_prepared(attendance.worker, prepared)
+        if first:
+            attendance.news.set()
+        self._work.set()
+
+    def stream_lost(self, attendance: Attendance) -> None:
+        """The stream ended, in whatever way. That of an older stream changes nothing."""
+        member = self._members.get(attendance.worker)
+        if member is not None and member.attendance is attendance:
+            member.attendance, member.lost_s, member.heard = None, self._clock.monotonic_s(), False
+            self._work.set()
+
+    def orders(self, worker: str) -> FunctionsOrders | None:
+        """What the worker should do; None while nothing is decided yet."""
+        if not self._settled or not self._members[worker].heard:
+            return None
+        instances = tuple(each.order for each in self._placed.values() if each.worker == worker)
+        prepare = tuple(order for chosen, order, _ in self._preparing.values() if chosen == worker)
+        return FunctionsOrders(instances=instances, prepare=prepare)
+
+    def routes_since(self, told: RoutingTable | None) -> RoutingUpdate | None:
+        """What a front that has ``told`` must hear; None when nothing, or while nothing is decided yet."""
+        table = self._table
+        if not self._settled or told is table:
+            return None
+        domains = self._config.domains
+        if told is not None:
+            return msgspec.structs.replace(difference(told, table), domains=domains)
+        whole = RoutingUpdate(epoch=table.epoch, base=0, version=table.version, whole=True, domains=domains)
+        return msgspec.structs.replace(whole, changed=tuple(table.functions.values()))
+
+    @property
+    def table(self) -> RoutingTable:
+        """What fronts should have."""
+        return self._table
+
+    # The owners' side.
+
+    async def prepare(self, key: RevisionKey, spec: RevisionSpec, *, within_s: float) -> Prepared:
+        """Let a worker check and compile the program; tries others while it is not the program's fault.
+
+        Raises: NoFeasibleWorker when no worker could even try.
+        """
+        tried: set[str] = set()
+        trouble = "no worker that hosts functions is connected"
+        try:
+            async with asyncio.timeout(within_s):
+                while (worker := self._able(spec, tried)) is not None:
+                    tried.add(worker)
+                    prepared = await self._prepare_at(worker, key, spec)
+                    if prepared.code not in ("store-unavailable", "engine-lost", "worker-lost"):
+                        return prepared
+                    trouble = prepared.text
+        except TimeoutError:
+            trouble = f"no worker compiled it within {within_s:g} s"
+        if not tried:
+            trouble = self._why_unable(spec) or trouble
+        raise NoFeasibleWorker(f"the program cannot be prepared: {trouble}", cure="`corral worker list` shows workers")
+
+    async def warm(self, key: RevisionKey, *, within_s: float) -> str:
+        """Have one live instance of the revision; "" when there is one, else why not, after ``within_s`` at most."""
+        until_s = self._clock.monotonic_s() + within_s
+        blamed_before = self._healths.get(key, Health()).blamed
+        self._warming[key] += 1
+        self._work.set()
+        try:
+            while True:
+                if self._ready(key):
+                    return ""
+                health = self._healths.get(key, Health())
+                left_s = until_s - self._clock.monotonic_s()
+                if health.broken or health.blamed > blamed_before:
+                    return health.broken or health.last_failure
+                if not self._registry.active(key) or left_s <= 0:
+                    return self._unmet.get(key, "") or "no instance became ready in time"
+                await self.changed.wait_notified(within_s=left_s)
+        finally:
+            self._warming[key] -= 1
+            if self._warming[key] <= 0:
+                del self._warming[key]
+
+    def status(self, key: RevisionKey) -> RevisionStatus:
+        """What is known of a revision."""
+        waiting, in_flight = self._demand_of(key)
+        health = self._healths.get(key, Health())
+        instances = tuple(
+            (each.worker, each.report or InstanceReport(id=name, key=key, phase=InstancePhase.STARTING))
+            for name, each in self._placed.items()
+            if each.order.key == key
+        )
+        return RevisionStatus(
+            wanted=self._scales.get(key, ScaleState()).wanted,
+            instances=instances,
+            waiting=waiting,
+            in_flight=in_flight,
+            totals=self._total(key),
+            unmet=self._unmet.get(key, ""),
+            failing=health.broken or (health.last_failure if health.failures else ""),
+        )
+
+    def fronts(self) -> list[str]:
+        """Where functions can be called."""
+        return [member.report.capacity.front for member in self._members.values() if self._attended(member)]
+
+    def hosts(self) -> Mapping[str, FunctionsReport]:
+        """What each connected worker said last."""
+        return {name: member.report for name, member in self._members.items() if self._attended(member)}
+
+    # Deciding.
+
+    async def run(self) -> None:
+        """Decide at every piece of news and every tick, until cancelled."""
+        while True:
+            self._work.clear()
+            wait_s = self._config.tick_s
+            if self._is_settled():
+                breaks = self.look()
+                await self._break(breaks)
+            else:
+                wait_s = 0.05
+            try:
+                async with asyncio.timeout(wait_s):
+                    await self._work.wait()
+            except TimeoutError:
+                continue
+
+    def look(self) -> list[tuple[RevisionKey, Break]]:
+        """One comparison of what is with what should be; which revisions are found bad."""
+        now_s = self._clock.monotonic_s()
+        self._drop_lost(now_s)
+        wants, breaks = self._wants(now_s)
+        plan = placing.plan(
+            self._seats(), [self._as_placed(*each) for each in self._placed.items()], wants, now_s=now_s
+        )
+        self._carry_out(plan)
+        self._rebuild_routes()
+        self._tell()
+        return breaks
+
+    def _wants(self, now_s: float) -> tuple[list[Want], list[tuple[RevisionKey, Break]]]:
+        demands = self._demands()
+        live = Counter(each.order.key for each in self._placed.values() if each.phase in _LIVE)
+        keys = {*self._floors, *demands, *self._scales, *live, *self._warming}
+        wants: list[Want] = []
+        breaks: list[tuple[RevisionKey, Break]] = []
+        for key in sorted(keys, key=lambda each: (-demands[each], each)):
+            entry = self._registry.entry(key)
+            if entry is None or not self._registry.active(key):
+                self._scales.pop(key, None)
+                continue
+            health = self._healths.get(key, Health())
+            total = self._total(key)
+            bad = total.traps + total.timeouts
+            health = scaling.counted(health, requests=total.requests, bad=bad, now_s=now_s, config=self._config)
+            self._healths[key] = health
+            if health.broken:
+                breaks.append((key, Break(key.revision, key.fingerprint, health.broken)))
+                continue
+            wants.append(self._want(key, entry, demands[key], live[key], health, now_s))
+        return wants, breaks
+
+    def _want(
+        self, key: RevisionKey, entry: RevisionEntry, demand: int, live: int, health: Health, now_s: float
+    ) -> Want:
+        serving, warming = self._floors.get(key, False), self._warming[key] > 0
+        before = self._scales.get(key) or ScaleState(wanted=live)
+        state = scaling.scaled(before, entry.scale, demand=max(demand, int(warming)), serving=serving, now_s=now_s)
+        if state == ScaleState():
+            self._scales.pop(key, None)
+        else:
+            self._scales[key] = state
+        needed = max(scaling.needed(entry.scale, demand), entry.scale.min if serving else 0, int(warming))
+        return Want(
+            key=key,
+            spec=self._registry.spec(key),
+            count=state.wanted,
+            spare=max(0, state.wanted - needed),
+            not_before_s=health.retry_at_s,
+            avoid=self._avoid.get(key, frozenset()),
+        )
+
+    def _carry_out(self, plan: Plan) -> None:
+        for instance_id in plan.remove:
+            self._remove(instance_id)
+        for place in plan.place:
+            order = InstanceOrder(id=self._new_instance_id(), key=place.key, spec=self._registry.spec(place.key))
+            self._placed[order.id] = _Placement(order, place.worker)
+        self._unmet = {each.key: each.why for each in plan.unmet}
+        if plan.unmet:
+            self.changed.notify()
+
+    def _drop_lost(self, now_s: float) -> None:
+        lost = {
+            name
+            for name, member in self._members.items()
+            if member.attendance is None and now_s >= member.lost_s + self._config.reconnect_grace_s
+        }
+        for instance_id, placement in list(self._placed.items()):
+            if placement.worker in lost:
+                self._remove(instance_id)
+        for instance_id, placement in list(self._leaving.items()):
+            if placement.worker in lost:
+                self._forget(instance_id)
+        for worker in lost:
+            del self._members[worker]
+        for key, (worker, _, answer) in list(self._preparing.items()):
+            if worker in lost and not answer.done():
+                answer.set_result(Prepared(key=key, code="worker-lost", text=f"{worker} was lost"))
+
+    def _seats(self) -> Sequence[Seat]:
+        return [
+            Seat(
+                worker=name,
+                capacity=member.report.capacity,
+                open=self._attended(member) and not member.report.draining,
+                leaving=member.report.draining,
+            )
+            for name, member in self._members.items()
+        ]
+
+    def _rebuild_routes(self) -> None:
+        if not self._dirty:
+            return
+        functions = dict(self._table.functions)
+        for key in self._dirty:
+            function = self._registry.find(key)
+            if function is None or function.removed:
+                functions.pop(key, None)
+            else:
+                functions[key] = self._route(function)
+        self._dirty.clear()
+        if functions != self._table.functions:
+            self._table = replace(self._table, version=self._table.version + 1, functions=functions)
+        self.changed.notify()
+
+    def _route(self, function: Function) -> FunctionRoute:
+        state = function.state
+        revisions = []
+        for entry in state.revisions:
+            key = function.revision_key(entry)
+            spec = self._registry.specs().get(key)
+            if spec is None:
+                continue
+            closed = "" if entry.phase is RevisionPhase.ACTIVE else f"it is {entry.phase.value}"
+            backends = () if closed else tuple(self._backends(key))
+            revisions.append(
+                RevisionRoute(
+                    key=key,
+                    percent=state.percent(entry.name),
+                    limits=spec.limits,
+                    backends=backends,
+                    closed=closed,
+                )
+            )
+        return FunctionRoute(
+            key=function.key, version=function.version, revisions=tuple(revisions), why_none=state.why_none
+        )
+
+    def _backends(self, key: RevisionKey) -> Iterable[Backend]:
+        for placement in self._placed.values():
+            report = placement.report
+            if placement.order.key == key and report is not None and report.phase is InstancePhase.READY:
+                yield Backend(instance=report.id, worker=placement.worker, address=report.address)
+
+    def _tell(self) -> None:
+        for worker, member in self._members.items():
+            attendance = member.attendance
+            if attendance is not None and member.heard:
+                stale = attendance.told_routes is not self._table
+                if stale or attendance.told_orders != self.orders(worker):
+                    attendance.news.set()
+
+    async def _break(self, breaks: Sequence[tuple[RevisionKey, Break]]) -> None:
+        for key, command in breaks:
+            _log.warning("revision-broken", function=str(key.function), revision=key.revision, why=command.why)
+            try:
+                await self._registry.apply(key.function, command, actor=_ACTOR)
+            except CorralError as error:
+                _log.warning("revision-not-stopped", function=str(key.function), error=str(error))
+
+    # What was heard.
+
+    def _heard_instance(self, worker: str, report: InstanceReport) -> None:
+        leaving = self._leaving.get(report.id)
+        if leaving is not None:
+            leaving.report = report
+            return
+        placement = self._placed.get(report.id)
+        if placement is None:
+            if report.phase in _LIVE and self._registry.active(report.key):
+                order = InstanceOrder(id=report.id, key=report.key, spec=self._registry.spec(report.key))
+                self._placed[report.id] = _Placement(order, worker, report)
+                self._dirty.add(report.key.function)
+            return
+        before, placement.report = placement.phase, report
+        if report.phase is before:
+            return
+        self._dirty.add(report.key.function)
+        if self._registry.entry(report.key) is not None:
+            self._heard_phase(worker, report)
+        if report.phase not in _LIVE and report.phase is not InstancePhase.DRAINING:
+            self._remove(report.id)
+        self.changed.notify()
+
+    def _heard_phase(self, worker: str, report: InstanceReport) -> None:
+        health = self._healths.get(report.key, Health())
+        if report.phase is InstancePhase.READY:
+            self._healths[report.key] = scaling.became_ready(health)
+            self._avoid.pop(report.key, None)
+        elif report.phase is InstancePhase.FAILED:
+            now_s = self._clock.monotonic_s()
+            text = report.text or report.reason
+            self._healths[report.key] = scaling.start_failed(
+                health, blame=report.blame, text=text, now_s=now_s, config=self._config
+            )
+            self._avoid[report.key] = self._avoid.get(report.key, frozenset()) | {worker}
+            _log.warning("instance-failed", instance=report.id, worker=worker, reason=report.reason, text=text)
+
+    def _heard_prepared(self, worker: str, prepared: Prepared) -> None:
+        chosen, _, answer = self._preparing.get(prepared.key, ("", None, None))
+        if chosen == worker and answer is not None and not answer.done():
+            answer.set_result(prepared)
+
+    def _remove(self, instance_id: str) -> None:
+        """It is wanted no more. Its worker may go on reporting it while its last requests end."""
+        placement = self._placed.pop(instance_id)
+        self._dirty.add(placement.order.key.function)
+        self._leaving[instance_id] = placement
+
+    def _forget(self, instance_id: str) -> None:
+        """It is gone; what it counted stays."""
+        placement = self._leaving.pop(instance_id)
+        key = placement.order.key
+        if placement.report is not None and self._registry.entry(key) is not None:
+            self._totals[key] = _sum([self._totals.get(key, InstanceStats()), placement.report.stats], now=False)
+
+    def _function_changed(self, before: Function | None, after: Function | None) -> None:
+        known = {key: self._entry_of(before, key) for key in keys_of(before)} if before is not None else {}
+        current = {} if after is None else {after.revision_key(each): each for each in after.state.revisions}
+        for key in known.keys() | current.keys():
+            entry, earlier = current.get(key), known.get(key)
+            self._floors.pop(key, None)
+            if entry is None:
+                for kept in (self._healths, self._scales, self._totals, self._avoid):
+                    kept.pop(key, None)
+            elif entry.phase is RevisionPhase.ACTIVE:
+                if earlier is not None and earlier.phase is not RevisionPhase.ACTIVE:
+                    self._healths.pop(key, None)
+                if after is not None and after.state.percent(entry.name) and entry.scale.min:
+                    self._floors[key] = True
+        self._dirty.update(each.key for each in (before, after) if each is not None)
+        self._work.set()
+
+    @staticmethod
+    def _entry_of(function: Function | None, key: RevisionKey) -> RevisionEntry | None:
+        return function.state.revision(key.revision) if function is not None else None
+
+    # Preparing.
+
+    async def _prepare_at(self, worker: str, key: RevisionKey, spec: RevisionSpec) -> Prepared:
+        joined = self._preparing.get(key)
+        if joined is not None:
+            while not joined[2].done():
+                await self.changed.wait_notified(within_s=0.1)
+            return joined[2].result()
+        answer: asyncio.Future[Prepared] = asyncio.get_running_loop().create_future()
+        self._preparing[key] = (worker, PrepareOrder(key=key, spec=spec), answer)
+        self._wake(worker)
+        try:
+            return await answer
+        finally:
+            del self._preparing[key]
+            if not answer.done():
+                answer.set_result(Prepared(key=key, code="worker-lost", text="nobody waits for it any more"))
+            self._wake(worker)
+            self.changed.notify()
+
+    def _wake(self, worker: str) -> None:
+        member = self._members.get(worker)
+        if member is not None and member.attendance is not None:
+            member.attendance.news.set()
+
+    def _able(self, spec: RevisionSpec, tried: set[str]) -> str | None:
+        able = [
+            (len(member.report.instances), name)
+            for name, member in self._members.items()
+            if name not in tried and self._attended(member) and spec.kind in member.report.capacity.kinds
+        ]
+        return min(able)[1] if able else None
+
+    def _why_unable(self, spec: RevisionSpec) -> str:
+        told = [
+            f"{name}: {member.report.capacity.trouble or f'cannot run {spec.kind.value}'}"
+            for name, member in self._members.items()
+            if self._attended(member)
+        ]
+        return "; ".join(told[:3])
+
+    # Small questions.
+
+    def _is_settled(self) -> bool:
+        if not self._settled:
+            missing = {name for name in self._expected_workers() if not self._attended(self._members.get(name))}
+            late = self._clock.monotonic_s() >= self._started_s + self._config.settle_s
+            self._settled = late or not missing
+        return self._settled
+
+    @staticmethod
+    def _attended(member: _Member | None) -> bool:
+        return member is not None and member.attendance is not None and member.heard
+
+    def _ready(self, key: RevisionKey) -> bool:
+        return any(each.order.key == key and each.phase is InstancePhase.READY for each in self._placed.values())
+
+    def _demands(self) -> Counter[RevisionKey]:
+        demands: Counter[RevisionKey] = Counter()
+        for member in self._members.values():
+            for demand in member.report.demands if member.attendance is not None else ():
+                demands[demand.key] += demand.waiting + demand.in_flight
+        return demands
+
+    def _demand_of(self, key: RevisionKey) -> tuple[int, int]:
+        found = [each for member in self._members.values() for each in member.report.demands if each.key == key]
+        return sum(each.waiting for each in found), sum(each.in_flight for each in found)
+
+    def _total(self, key: RevisionKey) -> InstanceStats:
+        living = [
+            each.report.stats
+            for each in (*self._placed.values(), *self._leaving.values())
+            if each.order.key == key and each.report is not None
+        ]
+        return _sum([self._totals.get(key, InstanceStats()), *living], now=True)
+
+    @staticmethod
+    def _as_placed(instance_id: str, placement: _Placement) -> Placed:
+        order = placement.order
+        return Placed(
+            id=instance_id,
+            key=order.key,
+            worker=placement.worker,
+            phase=placement.phase,
+            memory_bytes=order.spec.limits.memory_bytes,
+        )
+
+
+def _sum(stats: Sequence[InstanceStats], *, now: bool) -> InstanceStats:
+    """The counters added up; with ``now`` also what instances have at this moment."""
+    added = {name: sum(getattr(each, name) for each in stats) for name in _COUNTERS}
+    peak = max(each.memory_peak_bytes for each in stats)
+    if not now:
+        return InstanceStats(**added, memory_peak_bytes=peak)
+    return InstanceStats(
+        **added,
+        memory_peak_bytes=peak,
+        in_flight=sum(each.in_flight for each in stats),
+        memory_bytes=sum(each.memory_bytes for each in stats),
+        latency_p50_s=max(each.latency_p50_s for each in stats),
+        latency_p99_s=max(each.latency_p99_s for each in stats),
+    )
+
+
+def _end(attendance: Attendance) -> None:
+    attendance.current = False
+    attendance.news.set()
