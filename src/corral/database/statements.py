@@ -23,3 +23,14 @@ def _insert_new(dialect: str, table: Table) -> Insert:
     if dialect == "postgresql":
         return postgresql.insert(table).on_conflict_do_nothing()
     return sqlite.insert(table).on_conflict_do_nothing()
+
+
+def insert_or_update(connection: AsyncConnection, table: Table) -> Insert:
+    """An INSERT that replaces every column of a row whose primary key is taken."""
+    key = [column.name for column in table.primary_key]
+    others = [column.name for column in table.columns if column.name not in key]
+    if connection.dialect.name == "postgresql":
+        statement = postgresql.insert(table)
+        return statement.on_conflict_do_update(key, set_={name: statement.excluded[name] for name in others})
+    replacing = sqlite.insert(table)
+    return replacing.on_conflict_do_update(key, set_={name: replacing.excluded[name] for name in others})

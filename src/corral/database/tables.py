@@ -188,3 +188,16 @@ function_history: Final = Table(
     Column("text", Text, nullable=False),  # one sentence for people
     Column("state", LargeBinary, nullable=False),
 )
+
+action_results: Final = Table(
+    "action_results",  # the action cache; actions.ports.ActionCache
+    metadata,
+    Column("tenant", Text, primary_key=True),
+    Column("action", Text, primary_key=True),  # digest of the action
+    Column("stored_s", Double, nullable=False),
+    Column("used_s", Double, nullable=False),  # last hit, written at most once an hour
+    Column("execution", Text, nullable=False),  # that made it; "" when a client stored it
+    Column("encoded", LargeBinary, nullable=False),  # ActionResult of the remote execution API
+    Column("named", LargeBinary, nullable=False),  # every blob that it names, as JSON
+    Index("ix_action_results_used_s", "used_s"),
+)
