@@ -160,6 +160,7 @@ class BypassReason(StrEnum):
     FLAG = "flag"  # any other flag that we cannot answer for
     RESPONSE_FILE = "response-file"  # unreadable, or nested too deep
     TIME_MACRO = "time-macro"  # __DATE__, __TIME__, __TIMESTAMP__ in what was read
+    CHANGED = "changed"  # a file that was read is gone, or was written while the compiler ran
     EMBEDDED_FILE = "embedded-file"  # .incbin and the like, which the compiler does not report
     UNKNOWN_COMPILER = "unknown-compiler"
     ENVIRONMENT = "environment"  # a variable such as DEPENDENCIES_OUTPUT changes what is written
@@ -242,7 +243,7 @@ class FileTraits(msgspec.Struct, frozen=True, kw_only=True):
         date, time, timestamp: ``__DATE__``, ``__TIME__``, ``__TIMESTAMP__`` stand in it.
         embeds: ``.incbin``, ``.include`` or ``#embed`` stands in it.
         has_include: ``__has_include`` stands in it: absence of a file may have mattered.
-        asks_for: first parts of the names in ``__has_include``; "" among them for one that no eye can tell.
+        asks_for: the names in ``__has_include``; "" among them for one that is made by a macro.
         names_itself: ``__FILE__`` or its like stands in it: the name of the file may be in the object.
     """
 
