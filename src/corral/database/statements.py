@@ -31,6 +31,7 @@ def insert_or_update(connection: AsyncConnection, table: Table) -> Insert:
     others = [column.name for column in table.columns if column.name not in key]
     if connection.dialect.name == "postgresql":
         statement = postgresql.insert(table)
-        return statement.on_conflict_do_update(index_elements=key, set_={name: statement.excluded[name] for name in others})
+        excluded = {name: statement.excluded[name] for name in others}
+        return statement.on_conflict_do_update(index_elements=key, set_=excluded)
     replacing = sqlite.insert(table)
     return replacing.on_conflict_do_update(key, set_={name: replacing.excluded[name] for name in others})
