@@ -212,21 +212,6 @@ async def test_a_claim_goes_with_reports_that_leave_anyway(plant: Plant) -> None
         assert await plant.phase(first.ref.task_id) is await plant.phase(second.ref.task_id) is Phase.COMPLETED
 
 
-async def test_that_a_command_started_waits_for_its_end_but_not_for_ever(plant: Plant) -> None:
-    async with plant.scheduler(), plant.worker():
-        await plant.submit(2)
-        short, long = await plant.claims(2)
-        plant.reports_per_call.clear()
-
-        async with asyncio.TaskGroup() as group:
-            group.create_task(plant.source.report(short.ref, Started(at_s=1.0)))
-            group.create_task(plant.source.report(short.ref, ended()))
-        assert plant.reports_per_call == [2]
-
-        await plant.source.report(long.ref, Started(at_s=1.0))
-        assert plant.reports_per_call == [2, 1]
-
-
 async def test_one_stale_report_does_not_hinder_its_neighbours(plant: Plant) -> None:
     async with plant.scheduler(), plant.worker():
         await plant.submit(2)

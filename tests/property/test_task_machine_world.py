@@ -19,6 +19,7 @@ from corral.tasks.events import (
     Reclaimed,
     RerunAsked,
     ResolvedReported,
+    ReturnedReported,
     StartedReported,
     TellDependents,
     WakeClaimers,
@@ -133,6 +134,22 @@ class HostileWorld(RuleBasedStateMachine):
     def any_claim_ever_made_starts(self, data: st.DataObject) -> None:
         held = data.draw(st.sampled_from(self.held))
         self._step(StartedReported(held.run, held.token, self.now_s))
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data())
+    def any_claim_ever_made_is_given_back(self, data: st.DataObject) -> None:
+        held = data.draw(st.sampled_from(self.held))
+        before = self.life
+        current = self._is_current(held)
+        accepted = self._step(ReturnedReported(held.run, held.token))
+        if not current:
+            assert self.life == before
+        elif before.runs[-1].started_s is None:
+            assert accepted
+            assert self.life.phase is Phase.PENDING
+            assert self.life.retries_left == before.retries_left, "nothing was done, so nothing is used up"
+        else:
+            assert not accepted, "what was begun cannot be undone"
 
     @precondition(lambda self: self.held)
     @rule(data=st.data(), end=st.sampled_from(ENDS), times=st.integers(1, 3))

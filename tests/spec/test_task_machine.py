@@ -20,6 +20,7 @@ from corral.tasks.events import (
     RecordEvent,
     RerunAsked,
     ResolvedReported,
+    ReturnedReported,
     StartedReported,
     TellDependents,
     WakeClaimers,
@@ -174,6 +175,29 @@ def test_the_start_is_kept_once_and_within_what_our_clock_allows() -> None:
     assert (again.life, again.effects) == (started.life, ())
     assert fast_clock.life.runs[0].started_s == 3.0
     assert slow_clock.life.runs[0].started_s == 1.0
+
+
+def test_a_run_that_is_given_back_is_pending_again_and_used_up_no_retry() -> None:
+    returned = running().then(ReturnedReported(0, 1), 3.0)
+
+    assert returned.life.phase is Phase.PENDING
+    assert (returned.life.runs[-1].worker, returned.life.runs[-1].lease_until_s) == ("", None)
+    assert returned.life.retries_left == running().life.retries_left
+    assert step(returned.life, ReturnedReported(0, 1), now_s=4.0) == (returned.life, ())
+
+
+def test_a_run_that_was_started_cannot_be_given_back() -> None:
+    started = running().then(StartedReported(0, 1, 2.5), 3.0)
+
+    with pytest.raises(Conflict, match="run 0 was started"):
+        started.then(ReturnedReported(0, 1), 4.0)
+
+
+def test_an_end_tells_the_start_that_nobody_was_told_of() -> None:
+    ended = running().then(ResolvedReported(0, 1, Resolved(at_s=3.0, phase=Phase.COMPLETED, started_s=2.5)), 3.0)
+
+    assert ended.life.runs[-1].started_s == 2.5
+    assert ended.kinds()[-2:] == ["started", "resolved"]
 
 
 @pytest.mark.parametrize("phase", [Phase.COMPLETED, Phase.FAILED])

@@ -9,9 +9,11 @@ import pytest
 
 from corral.blobs.ports import BlobStore
 from corral.kernel.clock import SystemClock
+from corral.kernel.errors import SandboxFailed
+from corral.tasks.claim_ahead import Pace
 from corral.tasks.payload import PayloadSchema
 from corral.tasks.ports import Claim
-from corral.tasks.run import RunServices, Sandboxes
+from corral.tasks.run import RunServices, Sandboxes, SandboxLease
 from corral.tasks.run_config import RunConfig, WorkerConfig
 from corral.tasks.worker import Worker
 from corral.testing.memory_source import MemoryTaskSource
@@ -20,19 +22,21 @@ from corral.testing.memory_source import MemoryTaskSource
 class SlowToLetGo(MemoryTaskSource):
     """Ends a poll that is given up only after a while, as a call over a network may."""
 
-    async def claim(self, slots: int, *, wait_s: float) -> Sequence[Claim]:
+    async def claim(self, slots: int, *, wait_s: float, ahead: int = 0) -> Sequence[Claim]:
         try:
-            return await super().claim(slots, wait_s=wait_s)
+            return await super().claim(slots, wait_s=wait_s, ahead=ahead)
         except asyncio.CancelledError:
             await asyncio.sleep(0.1)
             raise
 
 
 @asynccontextmanager
-async def working(source: MemoryTaskSource) -> AsyncIterator[tuple[Worker, "asyncio.Task[None]"]]:
+async def working(
+    source: MemoryTaskSource, *, sandboxes: Sandboxes | None = None, config: WorkerConfig | None = None
+) -> AsyncIterator[tuple[Worker, "asyncio.Task[None]"]]:
     nothing: Any = None
     services = RunServices(
-        sandboxes=cast("Sandboxes", nothing),
+        sandboxes=sandboxes or cast("Sandboxes", nothing),
         blobs=cast("BlobStore", nothing),
         clock=SystemClock(),
         plugins=(),
@@ -41,7 +45,7 @@ async def working(source: MemoryTaskSource) -> AsyncIterator[tuple[Worker, "asyn
         runtime="bubblewrap",
         new_incident=lambda: "inc_1",
     )
-    worker = Worker(source, services, WorkerConfig(slots=4))
+    worker = Worker(source, services, config or WorkerConfig(slots=4))
     async with asyncio.TaskGroup() as group:
         loops = group.create_task(worker.run())
         await asyncio.sleep(0.01)
@@ -74,3 +78,98 @@ async def test_a_worker_that_reaches_no_scheduler_can_be_held_let_go_and_drained
         await asyncio.sleep(10)
 
         assert loops.done()
+
+
+def test_a_worker_claims_ahead_as_many_runs_as_ended_a_moment_ago() -> None:
+    pace = Pace(window_s=0.1, most=4)
+    before = pace.ahead(0.0)
+    for at_s in (1.0, 1.02, 1.04, 1.06, 1.08, 1.1):
+        pace.ended(at_s)
+
+    assert before == 0
+    assert pace.ahead(1.1) == 4, "never more than its most"
+    assert pace.ahead(1.17) == 2
+    assert pace.ahead(1.3) == 0, "long runs claim none ahead"
+
+
+class Gates:
+    """Sandboxes that nobody gets before the test opens them; a run waits in its slot."""
+
+    def __init__(self) -> None:
+        self.opened = asyncio.Event()
+        self.asked = 0
+
+    async def acquire(self, key: object, *, within_s: float | None = None) -> SandboxLease:
+        self.asked += 1
+        await self.opened.wait()
+        raise SandboxFailed("the test gives no sandbox")
+
+
+@asynccontextmanager
+async def busy_with_runs_claimed_ahead(
+    source: MemoryTaskSource, config: WorkerConfig
+) -> AsyncIterator[tuple[Worker, Gates]]:
+    """Two slots that are taken, after short runs; two more runs wait here for a slot."""
+    gates = Gates()
+    gates.opened.set()
+    async with working(source, sandboxes=cast("Sandboxes", gates), config=config) as (worker, _):
+        for _ in range(2):
+            await source.wait_resolved(await source.submit({"command": ["x"]}))
+        gates.opened.clear()
+        for _ in range(4):
+            await source.submit({"command": ["x"]})
+        await asyncio.sleep(0.01)
+        assert (worker.statistics().executing, worker.statistics().waiting) == (2, 2)
+        yield worker, gates
+        gates.opened.set()
+
+
+_TWO = WorkerConfig(slots=2, claim_ahead_s=10.0, claim_ahead=2, claim_ahead_keep_s=0.5, tick_s=0.1)
+
+
+@pytest.mark.looptime
+async def test_runs_that_were_claimed_ahead_begin_when_a_slot_is_free() -> None:
+    source = MemoryTaskSource(SystemClock())
+    async with busy_with_runs_claimed_ahead(source, _TWO) as (worker, gates):
+        gates.opened.set()
+        await asyncio.sleep(0.05)
+
+        assert (worker.statistics().executing, worker.statistics().waiting) == (0, 0)
+        assert source.returned == []
+
+
+@pytest.mark.looptime
+async def test_runs_that_were_claimed_ahead_and_find_no_slot_are_given_back() -> None:
+    source = MemoryTaskSource(SystemClock())
+    async with busy_with_runs_claimed_ahead(source, _TWO) as (worker, _):
+        worker.hold(on=False)
+        await asyncio.sleep(0.3)
+        assert source.returned == []
+        worker.hold(on=True)  # what is given back is not claimed again
+        await asyncio.sleep(0.1)
+
+        assert len(source.returned) == 2
+        assert (worker.statistics().executing, worker.statistics().waiting) == (2, 0)
+
+
+@pytest.mark.looptime
+async def test_a_drain_gives_back_what_was_claimed_ahead_and_finishes_what_runs() -> None:
+    source = MemoryTaskSource(SystemClock())
+    async with busy_with_runs_claimed_ahead(source, _TWO) as (worker, _):
+        worker.drain()
+        await asyncio.sleep(0.01)
+
+        assert len(source.returned) == 2
+        assert worker.statistics().executing == 2
+
+
+@pytest.mark.looptime
+async def test_a_run_that_is_canceled_while_it_waits_for_a_slot_never_begins() -> None:
+    source = MemoryTaskSource(SystemClock())
+    async with busy_with_runs_claimed_ahead(source, _TWO) as (worker, gates):
+        asked = gates.asked
+        worker.cancel(worker.runs)
+        await asyncio.sleep(0.1)
+
+        assert gates.asked == asked
+        assert worker.runs == ()

@@ -44,6 +44,13 @@ class StartedReported(Fact, frozen=True):
     at_s: float
 
 
+class ReturnedReported(Fact, frozen=True):
+    """The worker gives the run back; it has not begun it."""
+
+    run: int
+    token: int
+
+
 class ResolvedReported(Fact, frozen=True):
     """The worker told the run's end."""
 
@@ -94,6 +101,7 @@ Event = (
     | Claimed
     | Reclaimed
     | StartedReported
+    | ReturnedReported
     | ResolvedReported
     | LogFinished
     | WorkerLost

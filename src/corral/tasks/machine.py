@@ -37,6 +37,7 @@ from corral.tasks.events import (
     RecordEvent,
     RerunAsked,
     ResolvedReported,
+    ReturnedReported,
     StartedReported,
     TellDependents,
     WakeClaimers,
@@ -70,6 +71,7 @@ TRANSITIONS: Final[dict[Phase, dict[type[Fact], tuple[Phase, ...]]]] = {
     Phase.UNSCHEDULED: {
         DependencyResolved: (Phase.UNSCHEDULED, Phase.PENDING, Phase.EXCEPTION),
         StartedReported: (Phase.UNSCHEDULED,),
+        ReturnedReported: (Phase.UNSCHEDULED,),
         ResolvedReported: (Phase.UNSCHEDULED,),
         LogFinished: (Phase.UNSCHEDULED,),
         WorkerLost: (Phase.UNSCHEDULED,),
@@ -80,6 +82,7 @@ TRANSITIONS: Final[dict[Phase, dict[type[Fact], tuple[Phase, ...]]]] = {
         DependencyResolved: (Phase.PENDING,),
         Claimed: (Phase.RUNNING, Phase.EXCEPTION),
         StartedReported: (Phase.PENDING,),
+        ReturnedReported: (Phase.PENDING,),
         ResolvedReported: (Phase.PENDING,),
         LogFinished: (Phase.PENDING,),
         WorkerLost: (Phase.PENDING,),
@@ -90,6 +93,7 @@ TRANSITIONS: Final[dict[Phase, dict[type[Fact], tuple[Phase, ...]]]] = {
         DependencyResolved: (Phase.RUNNING,),
         Reclaimed: (Phase.RUNNING,),
         StartedReported: (Phase.RUNNING,),
+        ReturnedReported: (Phase.RUNNING, Phase.PENDING),
         ResolvedReported: (Phase.RUNNING, Phase.PENDING, *_ALL_ENDS),
         LogFinished: (Phase.RUNNING,),
         WorkerLost: (Phase.RUNNING, Phase.PENDING, Phase.EXCEPTION),
@@ -100,6 +104,7 @@ TRANSITIONS: Final[dict[Phase, dict[type[Fact], tuple[Phase, ...]]]] = {
         end: {
             DependencyResolved: (end,),
             StartedReported: (end,),
+            ReturnedReported: (end,),
             ResolvedReported: (end,),
             LogFinished: (end,),
             WorkerLost: (end,),
@@ -214,11 +219,30 @@ def _on_started(life: TaskLife, event: StartedReported, now_s: float) -> Outcome
     if run is None:
         _reported_run(life, event.run, event.token)  # late, but true
         return life, ()
+    run, told = _with_start(run, event.run, event.at_s, now_s)
+    return _with_run(life, run), told
+
+
+def _with_start(run: Run, number: int, at_s: float | None, now_s: float) -> tuple[Run, tuple[Effect, ...]]:
+    """The run with its start, and the line about it; as it is when that is known already, or is not told."""
+    if run.started_s is not None or at_s is None:
+        return run, ()
+    at_s = min(max(at_s, run.claimed_s or now_s), now_s)  # two machines, two clocks
+    text = f"The command of run {number} was started on {run.worker}."
+    return replace(run, started_s=at_s), (RecordEvent("started", text, number, run.worker),)
+
+
+def _on_returned(life: TaskLife, event: ReturnedReported, now_s: float) -> Outcome:
+    """Nothing was done, so nothing is used up; whoever claims the run next gets a token of his own."""
+    run = _live_run(life, event.run, event.token)
+    if run is None:
+        return life, ()  # a repeat, or it is not the worker's any more: as wanted
     if run.started_s is not None:
-        return life, ()
-    at_s = min(max(event.at_s, run.claimed_s or now_s), now_s)  # two machines, two clocks
-    text = f"The command of run {event.run} was started on {run.worker}."
-    return _with_run(life, replace(run, started_s=at_s)), (RecordEvent("started", text, event.run, run.worker),)
+        raise Conflict(f"run {event.run} was started, so it cannot be given back", run=event.run, token=event.token)
+    waiting = replace(run, phase=Phase.PENDING, worker="", token=0, claimed_s=None, lease_until_s=None)
+    text = f"Run {event.run} was given back by {run.worker}, which had no room for it."
+    life = replace(_with_run(life, waiting), phase=Phase.PENDING)
+    return life, (RecordEvent("returned", text, event.run, run.worker), WakeClaimers())
 
 
 def _on_resolved(life: TaskLife, event: ResolvedReported, now_s: float) -> Outcome:
@@ -234,6 +258,7 @@ def _on_resolved(life: TaskLife, event: ResolvedReported, now_s: float) -> Outco
                 token=event.token,
             )
         return life, ()
+    run, start = _with_start(run, event.run, report.started_s, now_s)
     kept = replace(report, artifacts=(), inputs=(), argv=())
     ended = replace(run, phase=report.phase, reason=report.reason, resolved_s=now_s, lease_until_s=None, end=kept)
     life = _with_run(life, ended)
@@ -251,9 +276,9 @@ def _on_resolved(life: TaskLife, event: ResolvedReported, now_s: float) -> Outco
         told = RecordEvent(f"run-{report.reason.value}", text, event.run, run.worker, facts)
         created = RunCreated.TASK_RETRY if report.reason is Reason.INTERMITTENT_TASK else RunCreated.RETRY
         after, effects = _retried(life, created, now_s)
-        return after, (told, audit, *effects)
+        return after, (*start, told, audit, *effects)
     told = RecordEvent("resolved", text, event.run, run.worker, facts)
-    return _final(life, report.phase, report.reason, now_s), (told, audit, TellDependents())
+    return _final(life, report.phase, report.reason, now_s), (*start, told, audit, TellDependents())
 
 
 def _on_log_finished(life: TaskLife, event: LogFinished, now_s: float) -> Outcome:
@@ -439,6 +464,7 @@ _STEPS: Final[dict[type[Fact], Callable[[TaskLife, Any, float], Outcome]]] = {
     Claimed: _on_claim,
     Reclaimed: _on_reclaim,
     StartedReported: _on_started,
+    ReturnedReported: _on_returned,
     ResolvedReported: _on_resolved,
     LogFinished: _on_log_finished,
     WorkerLost: _on_worker_lost,

@@ -145,10 +145,17 @@ class Started(msgspec.Struct, frozen=True, kw_only=True, tag="started"):
     at_s: float
 
 
+class Returned(msgspec.Struct, frozen=True, kw_only=True, tag="returned"):
+    """The worker claimed the run ahead of its time, has not begun it, and somebody else had better have it."""
+
+    at_s: float
+
+
 class Resolved(msgspec.Struct, frozen=True, kw_only=True, tag="resolved"):
     """A run ended. Exactly one of completed, failed or exception (then ``reason`` is set).
 
     Attributes:
+        started_s: when the command was started, for a run that was too short to have told that before.
         exit_status: of the command, when it ran and exited.
         end: ``sandboxes.model.End`` of the command, "" when it never ran.
         message: one sentence for the user; "" when there is nothing to say.
@@ -160,6 +167,7 @@ class Resolved(msgspec.Struct, frozen=True, kw_only=True, tag="resolved"):
     at_s: float
     phase: Phase
     reason: Reason | None = None
+    started_s: float | None = None
     exit_status: int | None = None
     signal: int | None = None
     end: str = ""
@@ -174,7 +182,7 @@ class Resolved(msgspec.Struct, frozen=True, kw_only=True, tag="resolved"):
     usage: RunUsage = RunUsage()
 
 
-RunReport = Started | Resolved
+RunReport = Started | Returned | Resolved
 """What a worker says of a run; idempotent."""
 
 

@@ -35,8 +35,10 @@ class Claim:
 class TaskSource(Protocol):
     """Where runs come from and where their ends are told."""
 
-    async def claim(self, slots: int, *, wait_s: float) -> Sequence[Claim]:
+    async def claim(self, slots: int, *, wait_s: float, ahead: int = 0) -> Sequence[Claim]:
         """Up to ``slots`` claims; waits up to ``wait_s`` for the first. Every claim returned must be handled.
+
+        Up to ``ahead`` further ones that are there now may come too; it never waits for those.
 
         Raises: SchedulerUnavailable. Cancellation: a claim may be lost; its lease then expires.
         """

@@ -31,13 +31,14 @@ from corral.tasks.events import (
     Reclaimed,
     RerunAsked,
     ResolvedReported,
+    ReturnedReported,
     StartedReported,
     WorkerLost,
 )
 from corral.tasks.fair_share import Demand, share
 from corral.tasks.limits import QueueLimits
 from corral.tasks.log_files import LogKey, SealedLog
-from corral.tasks.model import Phase, RunReport, Started, Task, TaskDefinition
+from corral.tasks.model import Phase, Returned, RunReport, Started, Task, TaskDefinition
 from corral.tasks.ports import Claim, RunRef, TenantBook
 from corral.tasks.submission import PayloadCheck, RuntimeCheck, Submission, accept, checked, failed_dependency
 from corral.tasks.unit import UnitOfWork
@@ -465,6 +466,8 @@ def _heard(
     try:
         if isinstance(report, Started):
             unit.step(record, StartedReported(ref.run, ref.token, report.at_s))
+        elif isinstance(report, Returned):
+            unit.step(record, ReturnedReported(ref.run, ref.token))
         else:
             unit.step(record, ResolvedReported(ref.run, ref.token, report))
     except CallerError as error:

@@ -72,6 +72,10 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         ending_max: further runs that may be telling their end; more, and nothing new is claimed.
         claim_wait_s: the long poll.
         claim_gather_s: how long a worker of which more than half is busy waits for further room before it claims.
+        claim_ahead: the most runs that are claimed beyond the free slots, while runs are short; 0 for none.
+        claim_ahead_s: as many are claimed ahead as ended within this time.
+        claim_ahead_keep_s: a run that was claimed ahead and finds no slot for so long is given back.
+        started_wait_s: how long the news that a command was started waits for its end, to go with it.
         retry_s: the first pause after a claim, renewal or report that failed; doubles up to ``retry_max_s``.
         tick_s: how often leases are looked at.
         lease_part: a lease is renewed when this part of it has passed.
@@ -83,6 +87,10 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ending_max: int = 64
     claim_wait_s: float = 20.0
     claim_gather_s: float = 0.01
+    claim_ahead: int = 32
+    claim_ahead_s: float = 0.1
+    claim_ahead_keep_s: float = 0.5
+    started_wait_s: float = 0.02
     retry_s: float = 0.1
     retry_max_s: float = 5.0
     tick_s: float = 0.5
@@ -93,6 +101,8 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     def __post_init__(self) -> None:
         if not 1 <= self.slots <= 1000:
             raise ValueError("slots must be between 1 and 1000")
+        if not 0 <= self.claim_ahead <= 1000:
+            raise ValueError("claim_ahead must be between 0 and 1000")
         if self.ending_max < 1:
             raise ValueError("ending_max must be at least 1")
         for name in self.__struct_fields__:

@@ -1,23 +1,27 @@
 """The worker's loops: claim, carry out, renew leases, report; and its three ends.
 
-* *drain*: take nothing new, finish what runs, return;
+* *drain*: take nothing new, give back what was claimed ahead, finish what runs, return;
 * *stop now*: abort all runs as worker-shutdown (the queue starts them elsewhere), then raise ``WorkerStopped``;
 * the queue takes a run away (canceled, lease lost), or a lease ends that could not be renewed: that run is aborted
   here, at once, whether or not the scheduler can be reached. A worker that is cut off never works on.
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
+from msgspec.structs import replace
 
 from corral.fleet.model import RunRef
 from corral.kernel.clock import Clock
 from corral.kernel.concurrency import Signal
 from corral.kernel.errors import CallerError, CorralError
-from corral.tasks.model import Reason, Resolved, RunReport, Started
+from corral.tasks.claim_ahead import Pace
+from corral.tasks.model import Reason, Resolved, Returned, RunReport, Started
 from corral.tasks.plugin import Plugin
 from corral.tasks.ports import Claim, TaskSource
 from corral.tasks.run import Run, RunServices
@@ -42,18 +46,21 @@ class WorkerStatistics:
     leases_lost: int
     reports_refused: int
     executing: int
+    waiting: int
     ending: int
     slots_free: int
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Held:
-    """A run that we hold. ``lease_end_s`` and ``renew_s`` are of the monotonic clock."""
+    """A run that we hold. The times are of the monotonic clock; ``since_s`` is when it was claimed."""
 
     run: Run
-    lease_end_s: float
-    renew_s: float
-    executing: bool = True
+    start: "_StartNews"
+    since_s: float
+    lease_end_s: float = 0.0
+    renew_s: float = 0.0
+    executing: bool = False
 
 
 class Worker:
@@ -74,6 +81,9 @@ class Worker:
         self._clock: Clock = services.clock
         self._on_change = on_change
         self._held: dict[RunRef, _Held] = {}
+        self._ahead: deque[_Held] = deque()
+        self._pace = Pace(window_s=config.claim_ahead_s, most=config.claim_ahead)
+        self._runs: asyncio.TaskGroup | None = None
         self._executing = 0
         self._room = Signal()
         self._draining = asyncio.Event()
@@ -90,6 +100,7 @@ class Worker:
         """Take nothing new, finish what runs, end. Idempotent."""
         if not self._draining.is_set():
             self._draining.set()
+            self._give_back(tuple(self._ahead))
             self._room.notify()
             if self._claiming is not None:
                 self._claiming.reschedule(asyncio.get_running_loop().time())
@@ -100,6 +111,8 @@ class Worker:
         if on == self._on_hold:
             return
         self._on_hold = on
+        if on:
+            self._give_back(tuple(self._ahead))
         self._room.notify()
         if on and self._claiming is not None:
             self._claiming.reschedule(asyncio.get_running_loop().time())
@@ -130,7 +143,7 @@ class Worker:
         """How many more runs may begin now."""
         if self.draining or self._on_hold:
             return 0
-        ending = len(self._held) - self._executing
+        ending = len(self._held) - self._executing - len(self._ahead)
         return max(0, min(self._config.slots - self._executing, self._config.ending_max - ending))
 
     @property
@@ -149,7 +162,8 @@ class Worker:
             leases_lost=self._leases_lost,
             reports_refused=self._refused,
             executing=self._executing,
-            ending=len(self._held) - self._executing,
+            waiting=len(self._ahead),
+            ending=len(self._held) - self._executing - len(self._ahead),
             slots_free=self.slots_free,
         )
 
@@ -170,8 +184,8 @@ class Worker:
                     if type(plugin).serve is not Plugin.serve
                 ]
                 beside.append(outer.create_task(self._keep_leases(), name="leases"))
-                async with asyncio.TaskGroup() as runs:
-                    await self._claim_until_drained(runs)
+                async with asyncio.TaskGroup() as self._runs:
+                    await self._claim_until_drained()
                 for task in beside:
                     task.cancel()  # only now: a run without its lease's renewal would be lost
         finally:
@@ -195,20 +209,19 @@ class Worker:
 
     # ---- claiming ----
 
-    async def _claim_until_drained(self, runs: asyncio.TaskGroup) -> None:
+    async def _claim_until_drained(self) -> None:
         pause_s = self._config.retry_s
         while not self.draining:
-            free = self.slots_free
-            if free == 0:
+            if self.slots_free + self._room_ahead == 0:
                 await self._room.wait_notified(within_s=self._config.claim_wait_s)
                 continue
             await self._gather_room()
-            free = self.slots_free
-            if free == 0:
+            free, ahead = self.slots_free, self._room_ahead
+            if free + ahead == 0:
                 continue  # drained or held meanwhile
             self._tell_idle()
             try:
-                claims = await self._claim(free)
+                claims = await self._claim(free, ahead)
             except CorralError as error:
                 _log.warning("claim failed", error=str(error), retry_s=pause_s)
                 await self._wait_draining(pause_s)
@@ -216,25 +229,34 @@ class Worker:
                 continue
             pause_s = self._config.retry_s
             for claim in claims:
-                self._begin(claim, runs)
+                self._take(claim)
             if claims:
                 self._on_change()
+            elif free == 0:  # nothing more is there now, and a slot that becomes free asks again
+                await self._room.wait_notified(within_s=self._config.claim_wait_s)
+
+    @property
+    def _room_ahead(self) -> int:
+        """How many runs may be claimed for slots that will be free in a moment."""
+        if self.draining or self._on_hold or len(self._held) >= self._config.slots + self._config.ending_max:
+            return 0
+        return max(0, self._pace.ahead(self._clock.monotonic_s()) - len(self._ahead))
 
     async def _gather_room(self) -> None:
         """A worker of which more than half is busy waits a moment: one claim for several costs little more than one."""
         until_s = self._clock.monotonic_s() + self._config.claim_gather_s
-        while 0 < self.slots_free * 2 < self._config.slots and not self.draining:
+        while 0 < (self.slots_free + self._room_ahead) * 2 < self._config.slots and not self.draining:
             left_s = until_s - self._clock.monotonic_s()
             if left_s <= 0 or not await self._room.wait_notified(within_s=left_s):
                 return
 
-    async def _claim(self, free: int) -> Sequence[Claim]:
+    async def _claim(self, free: int, ahead: int) -> Sequence[Claim]:
         claims: Sequence[Claim] = ()
         poll = asyncio.timeout(None)
         try:
             async with poll:
                 self._claiming = poll
-                claims = await self._source.claim(free, wait_s=self._config.claim_wait_s)
+                claims = await self._source.claim(free, wait_s=self._config.claim_wait_s, ahead=ahead)
         except TimeoutError:
             if not poll.expired():  # whatever was asked meanwhile: a hold may be over before the poll has ended
                 raise
@@ -242,19 +264,53 @@ class Worker:
             self._claiming = None
         return claims  # none, when a drain or a hold ended the poll; what the queue gave us then expires there
 
-    def _begin(self, claim: Claim, runs: asyncio.TaskGroup) -> None:
+    def _take(self, claim: Claim) -> None:
         """Take a claim on; also when a stop came meanwhile, so that the queue hears of its end."""
-        if claim.ref in self._held:
+        ref = claim.ref
+        if ref in self._held:
             return  # the queue told us twice
         self._claimed += 1
-        started = _StartedReport(self, claim.ref, runs)
-        held = _Held(Run(self._services, claim, on_started=started.send), 0.0, 0.0)
+        start = _StartNews(self, ref, self._config.started_wait_s)
+        held = self._held[ref] = _Held(
+            Run(self._services, claim, on_started=start.send), start, since_s=self._clock.monotonic_s()
+        )
         self._renewed(held, claim.lease_until_s)
-        self._held[claim.ref] = held
-        self._executing += 1
+        if self._executing < self._config.slots:
+            self._begin(held)
+        else:
+            self._ahead.append(held)
+            if self.draining or self._on_hold:
+                self._give_back((held,))
         if self._stopped_why:
             held.run.abort(Reason.WORKER_SHUTDOWN)
-        runs.create_task(self._attempt(held), name=f"run:{claim.ref.task_id}/{claim.ref.run}")
+
+    def _begin(self, held: _Held) -> None:
+        held.executing = True
+        self._executing += 1
+        ref = held.run.claim.ref
+        self.beside(self._attempt(held), name=f"run:{ref.task_id}/{ref.run}")
+
+    def _begin_waiting(self) -> None:
+        while self._ahead and self._executing < self._config.slots:
+            self._begin(self._ahead.popleft())
+
+    def _give_back(self, some: Iterable[_Held]) -> None:
+        """Runs that were claimed ahead: somebody else may have them. None of them has begun."""
+        for held in some:
+            self._ahead.remove(held)
+            self.beside(self._return(held), name=f"return:{held.run.claim.ref.task_id}")
+
+    async def _return(self, held: _Held) -> None:
+        ref = held.run.claim.ref
+        try:
+            await self.tell(ref, Returned(at_s=self._clock.now_s()))
+        finally:
+            self._let_go(ref)
+
+    def beside(self, work: Coroutine[Any, Any, None], *, name: str) -> None:
+        """Carry out ``work`` beside the loops; the worker ends after it."""
+        assert self._runs is not None  # whoever has a run has claimed it, so the group is open
+        self._runs.create_task(work, name=name)
 
     def _tell_idle(self) -> None:
         if not self._held:
@@ -277,16 +333,22 @@ class Worker:
             finally:
                 held.executing = False
                 self._executing -= 1
+                self._pace.ended(self._clock.monotonic_s())
+                self._begin_waiting()
                 self._room.notify()
             self._count(report)
+            started_s = held.start.withdraw()
             if report is not None:
-                await self.tell(ref, report)
+                await self.tell(ref, report if started_s is None else replace(report, started_s=started_s))
         finally:
-            del self._held[ref]
-            if not self._held:
-                self._idle_since_s = self._clock.monotonic_s()
-            self._room.notify()
-            self._on_change()
+            self._let_go(ref)
+
+    def _let_go(self, ref: RunRef) -> None:
+        del self._held[ref]
+        if not self._held:
+            self._idle_since_s = self._clock.monotonic_s()
+        self._room.notify()
+        self._on_change()
 
     def _count(self, report: Resolved | None) -> None:
         if report is None:
@@ -329,17 +391,24 @@ class Worker:
 
     def _lost(self, refs: Iterable[RunRef]) -> None:
         """These leases are no longer ours: whoever holds them now must not have us beside him."""
-        for ref in refs:
-            held = self._held.get(ref)
-            if held is not None and held.run.abort(Reason.CLAIM_EXPIRED):
-                self._leases_lost += 1
-                _log.warning("run aborted: its lease is lost", task=ref.task_id, run=ref.run)
+        for held in self._aborted_now(refs, Reason.CLAIM_EXPIRED):
+            self._leases_lost += 1
+            ref = held.run.claim.ref
+            _log.warning("run aborted: its lease is lost", task=ref.task_id, run=ref.run)
 
     def _abort(self, refs: Iterable[RunRef], reason: Reason) -> None:
+        for held in self._aborted_now(refs, reason):
+            ref = held.run.claim.ref
+            _log.info("run aborted", task=ref.task_id, run=ref.run, reason=reason.value)
+
+    def _aborted_now(self, refs: Iterable[RunRef], reason: Reason) -> Iterable[_Held]:
         for ref in refs:
             held = self._held.get(ref)
             if held is not None and held.run.abort(reason):
-                _log.info("run aborted", task=ref.task_id, run=ref.run, reason=reason.value)
+                if held in self._ahead:
+                    self._ahead.remove(held)
+                    self._begin(held)  # it has its end already, and only tells it
+                yield held
 
     # ---- leases ----
 
@@ -348,6 +417,8 @@ class Worker:
             await asyncio.sleep(self._until_next_look_s())
             now_s = self._clock.monotonic_s()
             self._drop_ended(now_s)
+            keep_s = self._config.claim_ahead_keep_s
+            self._give_back([held for held in self._ahead if now_s - held.since_s >= keep_s])
             due = [ref for ref, held in self._held.items() if held.renew_s <= now_s < held.lease_end_s]
             if due:
                 await self._renew(due)
@@ -389,14 +460,30 @@ class Worker:
         held.renew_s = now_s + left_s * self._config.lease_part
 
 
-class _StartedReport:
-    """Tells that a command was started, beside the run: no run waits for that."""
+class _StartNews:
+    """Tells that a command was started: after a moment and beside the run, or with its end when that comes first."""
 
-    def __init__(self, worker: Worker, ref: RunRef, runs: asyncio.TaskGroup) -> None:
+    def __init__(self, worker: Worker, ref: RunRef, wait_s: float) -> None:
         self._worker = worker
         self._ref = ref
-        self._runs = runs
+        self._wait_s = wait_s
+        self._at_s = 0.0
+        self._timer: asyncio.TimerHandle | None = None
 
     def send(self, at_s: float) -> None:
         """Called by the run."""
-        self._runs.create_task(self._worker.tell(self._ref, Started(at_s=at_s)))
+        self._at_s = at_s
+        self._timer = asyncio.get_running_loop().call_later(self._wait_s, self._tell)
+
+    def withdraw(self) -> float | None:
+        """When the command was started, if that was not told yet; then it is told no more."""
+        timer, self._timer = self._timer, None
+        if timer is None:
+            return None
+        timer.cancel()
+        return self._at_s
+
+    def _tell(self) -> None:
+        self._timer = None
+        ref = self._ref
+        self._worker.beside(self._worker.tell(ref, Started(at_s=self._at_s)), name=f"started:{ref.task_id}/{ref.run}")

@@ -11,7 +11,7 @@ from typing import Any
 
 from corral.kernel.clock import Clock
 from corral.kernel.errors import Conflict, SchedulerUnavailable
-from corral.tasks.model import Artifact, Resolved, RunReport, TaskDefinition
+from corral.tasks.model import Artifact, Resolved, Returned, RunReport, TaskDefinition
 from corral.tasks.ports import Claim, RunRef
 
 
@@ -37,6 +37,7 @@ class MemoryTaskSource:
         held: every run that was claimed, by task id.
         down: while True, every call raises SchedulerUnavailable.
         slots_asked: the ``slots`` of every claim, in order.
+        returned: runs that were given back, in order.
     """
 
     def __init__(self, clock: Clock, *, lease_s: float = 30.0) -> None:
@@ -47,6 +48,7 @@ class MemoryTaskSource:
         self.held: dict[str, Held] = {}
         self.down = False
         self.slots_asked: list[int] = []
+        self.returned: list[RunRef] = []
 
     async def submit(
         self,
@@ -91,10 +93,14 @@ class MemoryTaskSource:
         async with asyncio.timeout(within_s), self._changed:
             await self._changed.wait_for(lambda: ref.task_id in self.held and bool(self.held[ref.task_id].reports))
 
-    async def claim(self, slots: int, *, wait_s: float) -> Sequence[Claim]:
+    async def claim(self, slots: int, *, wait_s: float, ahead: int = 0) -> Sequence[Claim]:
         """See ``TaskSource``."""
         self._check()
         self.slots_asked.append(slots)
+        if ahead and self._pending:
+            return [self._lease(self._pending.popleft()) for _ in range(min(slots + ahead, len(self._pending)))]
+        if slots == 0:
+            return []
         try:
             async with asyncio.timeout(wait_s), self._changed:
                 await self._changed.wait_for(lambda: self._pending)
@@ -126,7 +132,11 @@ class MemoryTaskSource:
         if held.resolved is not None and held.resolved != report:
             raise Conflict("another end stands")
         async with self._changed:
-            held.reports.append(report)
+            if isinstance(report, Returned):
+                self._pending.append(self.held.pop(ref.task_id).claim)
+                self.returned.append(ref)
+            else:
+                held.reports.append(report)
             self._changed.notify_all()
 
     def _check(self) -> None:

@@ -1,8 +1,8 @@
 """The worker's end of the queue's protocol: claims, renewals and reports over the link's session.
 
 A call costs the scheduler more than what it carries, so calls are few. Reports go together: those that come while a
-call is under way, or within ``report_gap_s`` of the last one, wait for the next; that a command started waits a moment
-for its end, because most commands are short; and a claim goes with reports that are about to leave.
+call is under way, or within ``report_gap_s`` of the last one, wait for the next; and a claim goes with reports that are
+about to leave.
 Every call may be repeated, so a report is sent until it is answered; what it does, it does once.
 """
 
@@ -22,7 +22,7 @@ from corral.fleet.adapters.messages import ref_from_message, ref_to_message
 from corral.kernel.concurrency import Signal
 from corral.kernel.errors import CorralError, SchedulerUnavailable, TooLarge, Unauthenticated
 from corral.tasks.adapters.messages import claim_from_message, report_to_message
-from corral.tasks.model import RunReport, Started
+from corral.tasks.model import RunReport
 from corral.tasks.ports import Claim, RunRef
 from corral.wire.errors import error_of_code, error_of_rpc
 from corral.wire.v1 import fleet_pb2
@@ -41,7 +41,6 @@ class SourceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         retry_min_s, retry_max_s: pauses before a report is sent again; they double, with jitter.
         batch_reports_max: how many reports go in one call.
         report_gap_s: the least time between the beginnings of two calls; the first after a pause goes at once.
-        started_wait_s: how long the report of a start may wait for another report to go with.
     """
 
     answer_s: float = 10.0
@@ -49,14 +48,12 @@ class SourceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     retry_max_s: float = 2.0
     batch_reports_max: int = 256
     report_gap_s: float = 0.01
-    started_wait_s: float = 0.02
 
 
 @dataclass(slots=True, eq=False)
 class _Waiting:
     ref: RunRef
     message: fleet_pb2.RunReport
-    may_wait: bool
     done: bool = False
     error: CorralError | None = None
     answered: Signal = field(default_factory=Signal)
@@ -89,11 +86,6 @@ class _Outbox:
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     next_s: float = float("-inf")
     wish: _Wish | None = None
-
-    @property
-    def goes_soon(self) -> bool:
-        """True when there is an end to tell; that a command started may wait."""
-        return any(not item.may_wait for item in self.waiting)
 
     def take_wish(self) -> _Wish | None:
         wish, self.wish = self.wish, None
@@ -129,9 +121,13 @@ class GrpcTaskSource:
         self._jitter = jitter
         self._outbox = _Outbox()
 
-    async def claim(self, slots: int, *, wait_s: float) -> Sequence[Claim]:
-        """See ``TaskSource``. SchedulerUnavailable when none answers within ``wait_s`` and a little."""
-        if self._outbox.goes_soon and (claims := await self._claim_with_reports(slots)):
+    async def claim(self, slots: int, *, wait_s: float, ahead: int = 0) -> Sequence[Claim]:
+        """See ``TaskSource``. SchedulerUnavailable when none answers within ``wait_s`` and a little.
+
+        Runs are claimed ahead only when reports leave anyway: while runs are short, they do all the time.
+        """
+        claims = await self._claim_with_reports(slots + ahead) if self._outbox.waiting or slots == 0 else ()
+        if claims or slots == 0:
             return claims
         request = fleet_pb2.ClaimRequest(slots=slots, wait_s=wait_s)
         response = await self._once(
@@ -175,12 +171,10 @@ class GrpcTaskSource:
         Raises: Conflict; whatever else the queue has against this report.
         Cancellation: the report may have arrived.
         """
-        mine = _Waiting(ref, report_to_message(ref, report), may_wait=isinstance(report, Started))
+        mine = _Waiting(ref, report_to_message(ref, report))
         self._outbox.waiting.append(mine)
         pause_s = self._config.retry_min_s
         try:
-            if mine.may_wait:
-                await mine.answered.wait_notified(within_s=self._config.started_wait_s)
             while not mine.done:
                 async with self._outbox.turn:
                     answered = await self._send_with(mine)
