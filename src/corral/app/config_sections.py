@@ -13,6 +13,7 @@ from corral.blobs.config import BlobsConfig
 from corral.database.limits import DatabaseLimits
 from corral.fleet.adapters.grpc_link import LinkConfig
 from corral.fleet.model import FleetConfig
+from corral.functions.config import FunctionsConfig
 from corral.images.model import ImagesConfig
 from corral.kernel.errors import InvalidSpec
 from corral.ledger.limits import LedgerLimits
@@ -159,6 +160,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         plugins: features of the task life cycle.
         queue: what the queue accepts and how long it waits.
         fleet: heartbeats and eviction.
+        functions: the registry of functions, and decisions about their instances.
         blobs: the content-addressed store.
         logs: the log store of the scheduler.
         ledger: audit rows and security events.
@@ -181,6 +183,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     plugins: PluginsConfig = PluginsConfig()
     queue: QueueLimits = QueueLimits()
     fleet: FleetConfig = FleetConfig()
+    functions: FunctionsConfig = FunctionsConfig()
     blobs: BlobsConfig = BlobsConfig()
     logs: LogConfig = LogConfig()
     ledger: LedgerLimits = LedgerLimits()

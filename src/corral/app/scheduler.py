@@ -25,6 +25,7 @@ from corral.app.desks import (
     TaskDesk,
     TenantTable,
 )
+from corral.app.functions import FunctionDesk, open_functions
 from corral.app.http_server import bind, serving
 from corral.app.log_desk import LogDesk
 from corral.app.start import configure_logging, read_arguments, run_process, tell
@@ -39,6 +40,8 @@ from corral.fleet.adapters.grpc_server import serving as serving_grpc
 from corral.fleet.adapters.sql import SqlWorkerTable
 from corral.fleet.ports import QueueHooks
 from corral.fleet.service import Fleet
+from corral.functions.adapters.grpc_server import FunctionsServicer
+from corral.functions.service import Functions
 from corral.kernel.clock import SystemClock
 from corral.kernel.errors import CorralError
 from corral.ledger.adapters.sql import SqlAuditRows, SqlSecurityEvents
@@ -54,7 +57,7 @@ from corral.tasks.sweeper import run_sweeper
 from corral.tasks.views import TaskViews
 from corral.tenants.service import Tenants
 from corral.wire.transport import is_loopback
-from corral.wire.v1 import fleet_pb2_grpc
+from corral.wire.v1 import fleet_pb2_grpc, functions_pb2_grpc
 
 _log = structlog.get_logger("corral.scheduler")
 
@@ -120,12 +123,14 @@ async def running_scheduler(config: Config) -> AsyncIterator[Addresses]:
         await fleet.load()
         fleet_desk = FleetDesk(fleet)
         views = TaskViews(database, clock, book, queue.signals, waited_s=queue.waited_s, workers=fleet_desk.offers)
+        functions = await open_functions(database, fleet, blobs.store, clock, config.functions, config.data)
         log_desk = LogDesk(logs, blobs.store, views, clock)
         loops = await stack.enter_async_context(_loops())
         loops.start(logs.run(), name="logs")
         loops.start(log_desk.keep_sealing(), name="logs:seal")
         loops.start(log_desk.keep_forgetting(config.logs.forget_every_s), name="logs:forget")
         loops.start(fleet.run(), name="fleet")
+        loops.start(functions.run(), name="functions")
         loops.start(run_sweeper(queue, clock), name="sweeper")
         for janitor in blobs.janitors:
             loops.start(keep_clean(janitor, clock, config.blobs.clean_every_s), name="blobs:clean")
@@ -137,6 +142,10 @@ async def running_scheduler(config: Config) -> AsyncIterator[Addresses]:
                     partial(
                         fleet_pb2_grpc.add_QueueServicer_to_server,
                         QueueServicer(fleet, queue, logs, tenant_of_run(database)),
+                    ),
+                    partial(
+                        functions_pb2_grpc.add_FunctionsServicer_to_server,
+                        FunctionsServicer(fleet, functions.conductor, functions.logs, config.functions),
                     ),
                     partial(fleet_pb2_grpc.add_BlobsServicer_to_server, BlobsServicer(blobs.store, fleet.session)),
                 ],
@@ -152,9 +161,10 @@ async def running_scheduler(config: Config) -> AsyncIterator[Addresses]:
             logs=log_desk,
             blobs=blobs.store,
             fleet=fleet_desk,
+            functions=FunctionDesk(functions, blobs.store),
             ledger=LedgerDesk(ledger),
             clock=clock,
-            metrics=partial(_metrics, views, fleet, logs),
+            metrics=partial(_metrics, views, fleet, logs, functions),
             limits=RestLimits(
                 body_bytes=limits.body_bytes,
                 blob_bytes=config.blobs.blob_bytes,
@@ -167,6 +177,7 @@ async def running_scheduler(config: Config) -> AsyncIterator[Addresses]:
         )
         await stack.enter_async_context(serving(listener, build_rest(services), stop_s=limits.stop_s))
         stack.callback(streams.break_off)
+        stack.callback(functions.stop)
         grpc_host = split_address(config.scheduler.grpc)[0]
         yield Addresses(http=_host_port(listener), grpc=_joined(grpc_host, grpc_port))
 
@@ -229,7 +240,7 @@ def _record_fleet_refusal(ledger: Ledger, clock: SystemClock, kind: str, actor: 
     ledger.record_nowait(SecurityEvent(at_s=clock.now_s(), component="fleet", kind=kind, reason=reason, actor=actor))
 
 
-async def _metrics(views: TaskViews, fleet: Fleet, logs: LogStore) -> Mapping[str, float]:
+async def _metrics(views: TaskViews, fleet: Fleet, logs: LogStore, functions: Functions) -> Mapping[str, float]:
     queue = await views.statistics()
     values: dict[str, float] = {
         'corral_claim_wait_seconds{quantile="0.5"}': queue.waited_p50_s,
@@ -241,6 +252,7 @@ async def _metrics(views: TaskViews, fleet: Fleet, logs: LogStore) -> Mapping[st
     for name, count in fleet.statistics().items():
         values[f"corral_{name}" if name.startswith("slots") else f'corral_workers{{state="{name}"}}'] = count
     values.update({f"corral_log_store_{name}": count for name, count in logs.statistics().items()})
+    values.update(functions.metrics())
     return values
 
 

@@ -16,6 +16,7 @@ from corral.doors.rest.blobs import BlobDoor
 from corral.doors.rest.entrance import RequestIds, authenticate, provide_caller, provide_services
 from corral.doors.rest.events import EventDoor
 from corral.doors.rest.fleet import WorkerDoor
+from corral.doors.rest.functions import FunctionDoor
 from corral.doors.rest.health import health, metrics, ready, version
 from corral.doors.rest.ledger import LedgerDoor
 from corral.doors.rest.logs import LogDoor
@@ -43,6 +44,7 @@ def build_rest(services: Services) -> Litestar:
             LogDoor,
             ArtifactDoor,
             BlobDoor,
+            FunctionDoor,
             WorkerDoor,
             LedgerDoor,
             EventDoor,
@@ -81,6 +83,7 @@ def build_rest(services: Services) -> Litestar:
                 Tag(name="logs", description="What runs wrote"),
                 Tag(name="artifacts", description="Named outputs of runs"),
                 Tag(name="blobs", description="Content by digest: inputs of tasks"),
+                Tag(name="functions", description="Named Wasm programs, their revisions and instances"),
                 Tag(name="fleet", description="Workers"),
                 Tag(name="ledger", description="Who did what"),
                 Tag(name="health", description="For load balancers and Prometheus"),

@@ -10,7 +10,16 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from corral.blobs.ports import BlobStore
+from corral.client.function_model import (
+    ChangeAnswer,
+    ChangeList,
+    DeployAnswer,
+    DeployRequest,
+    FunctionView,
+)
 from corral.client.model import ArtifactList, AuditPage, RunView, SecurityEventPage, TaskPage, TaskView, Why, WorkerView
+from corral.functions.machine import Command
+from corral.functions.model import LogLine, Share
 from corral.kernel.clock import Clock
 from corral.kernel.errors import CapacityError
 from corral.tasks.model import TaskDefinition, TaskEvent
@@ -96,6 +105,50 @@ class LogReader(Protocol):
         ...
 
 
+class FunctionDesk(Protocol):
+    """Functions as users see them. ``expected`` is the version that the caller saw; Conflict when it is another."""
+
+    async def deploy(
+        self, caller: Caller, name: str, revision: str, request: DeployRequest, *, expected: int | None
+    ) -> DeployAnswer: ...
+
+    async def get(self, tenant: str, name: str) -> FunctionView: ...
+
+    async def list(self, tenant: str) -> "list[FunctionView]": ...
+
+    async def switch(
+        self,
+        caller: Caller,
+        name: str,
+        revision: str,
+        *,
+        on: bool,
+        successor: str,
+        force: bool,
+        expected: int | None,
+    ) -> ChangeAnswer: ...
+
+    async def split(
+        self, caller: Caller, name: str, shares: Sequence[Share], *, expected: int | None
+    ) -> ChangeAnswer: ...
+
+    async def rollback(
+        self, caller: Caller, name: str, version: int | None, *, expected: int | None
+    ) -> ChangeAnswer: ...
+
+    async def apply(self, caller: Caller, name: str, command: Command, *, expected: int | None) -> ChangeAnswer: ...
+
+    async def history(self, tenant: str, name: str, *, limit: int, before: int) -> ChangeList: ...
+
+    async def logs(
+        self, tenant: str, name: str, *, after: int, limit: int, revision: str, request_id: str
+    ) -> Sequence[LogLine]: ...
+
+    def follow(
+        self, tenant: str, name: str, *, after: int, revision: str, request_id: str
+    ) -> AsyncIterator[Sequence[LogLine]]: ...
+
+
 class FleetDesk(Protocol):
     """The fleet as operators see it."""
 
@@ -169,6 +222,7 @@ class Services:
     logs: LogReader
     blobs: BlobStore
     fleet: FleetDesk
+    functions: FunctionDesk
     ledger: LedgerDesk
     clock: Clock
     metrics: Callable[[], Awaitable[Mapping[str, float]]]

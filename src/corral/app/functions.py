@@ -1,0 +1,297 @@
+"""Functions on the scheduler, put together; and fitted to what the REST door asks for."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Final, Protocol
+
+from corral.blobs.ports import BlobStore
+from corral.client.function_model import (
+    ChangeAnswer,
+    ChangeList,
+    ChangeView,
+    DeployAnswer,
+    DeployRequest,
+    FunctionView,
+    InstanceView,
+    RevisionView,
+)
+from corral.database.engine import Database
+from corral.fleet.model import WorkerPhase
+from corral.fleet.service import Fleet
+from corral.functions.adapters.sql import SqlFunctionStore
+from corral.functions.conductor import Conductor
+from corral.functions.config import FunctionsConfig
+from corral.functions.logs import FunctionLogs
+from corral.functions.machine import Change, Command, Function, HistoryEntry, RevisionEntry
+from corral.functions.model import FunctionKey, InstanceReport, LogLine, RevisionSpec, Share
+from corral.functions.registry import Registry
+from corral.functions.service import Deployment, Functions
+from corral.kernel.clock import Clock
+from corral.kernel.digest import Digest
+from corral.kernel.errors import InvalidSpec, NotFound, Refused, StoreUnavailable
+from corral.kernel.ids import new_id, new_token
+
+_FETCH_S: Final = 30.0
+_PIECE: Final = 256 * 1024
+
+
+class Caller(Protocol):
+    """Who asks; see ``doors.rest.services``."""
+
+    @property
+    def tenant(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+
+
+async def open_functions(
+    database: Database, fleet: Fleet, blobs: BlobStore, clock: Clock, config: FunctionsConfig, data: Path
+) -> Functions:
+    """Load the registry and put everything around it. Raises StoreUnavailable."""
+    registry = Registry(SqlFunctionStore(database), clock, config)
+    await registry.load()
+    conductor = Conductor(
+        registry,
+        clock,
+        config,
+        epoch=new_token()[:16],
+        new_instance_id=lambda: new_id("fni", now_s=clock.now_s()),
+        expected_workers=lambda: _at_home(fleet),
+    )
+    logs = FunctionLogs(data / "function-logs", clock, config)
+    return Functions(registry, conductor, logs, blobs, clock, config)
+
+
+def _at_home(fleet: Fleet) -> list[str]:
+    """Workers that were here before this process, and may come back at any moment."""
+    return [each.registration.worker_id for each in fleet.list_workers() if each.phase is not WorkerPhase.EVICTED]
+
+
+class FunctionDesk:
+    """Functions as users see them."""
+
+    def __init__(self, functions: Functions, blobs: BlobStore) -> None:
+        self._functions = functions
+        self._blobs = blobs
+
+    async def deploy(
+        self, caller: Caller, name: str, revision: str, request: DeployRequest, *, expected: int | None
+    ) -> DeployAnswer:
+        """Fetch it if that is asked for, then deploy."""
+        if request.url:
+            await self._fetch(caller.tenant, request)
+        kind = request.kind or (await self._functions.shape(caller.tenant, request.module)).kind
+        wanted = Deployment(
+            key=FunctionKey(caller.tenant, name),
+            revision=revision,
+            spec=RevisionSpec(
+                module=request.module,
+                kind=kind,
+                limits=request.limits,
+                args=request.args,
+                env=request.env,
+                preopens=request.preopens,
+                outbound=request.outbound,
+                handler=request.handler,
+            ),
+            scale=request.scale,
+            default=request.default,
+            on_break=request.on_break,
+        )
+        done = await self._functions.deploy(wanted, actor=caller.name, expected=expected)
+        return DeployAnswer(
+            function=self._view(done.change.function),
+            changed=bool(done.change.action),
+            compile_s=done.prepared.compile_s if done.prepared else 0.0,
+            cached=done.prepared is None or done.prepared.cached,
+        )
+
+    async def get(self, tenant: str, name: str) -> FunctionView:
+        """One function."""
+        return self._view(self._functions.get(FunctionKey(tenant, name)))
+
+    async def list(self, tenant: str) -> "list[FunctionView]":
+        """All, by name."""
+        return [self._view(each) for each in self._functions.list(tenant)]
+
+    async def switch(
+        self,
+        caller: Caller,
+        name: str,
+        revision: str,
+        *,
+        on: bool,
+        successor: str,
+        force: bool,
+        expected: int | None,
+    ) -> ChangeAnswer:
+        """On, or off."""
+        key, actor = FunctionKey(caller.tenant, name), caller.name
+        if on and successor:
+            raise InvalidSpec("successor: only a revision that is switched off has one", field="successor")
+        if on:
+            change = await self._functions.switch_on(key, revision, actor=actor, expected=expected, force=force)
+        else:
+            change = await self._functions.switch_off(
+                key, revision, successor=successor, actor=actor, expected=expected
+            )
+        return self._answer(change)
+
+    async def split(self, caller: Caller, name: str, shares: Sequence[Share], *, expected: int | None) -> ChangeAnswer:
+        """Each its part."""
+        key = FunctionKey(caller.tenant, name)
+        return self._answer(await self._functions.set_split(key, shares, actor=caller.name, expected=expected))
+
+    async def rollback(self, caller: Caller, name: str, version: int | None, *, expected: int | None) -> ChangeAnswer:
+        """An earlier state."""
+        key = FunctionKey(caller.tenant, name)
+        return self._answer(await self._functions.rollback(key, version, actor=caller.name, expected=expected))
+
+    async def apply(self, caller: Caller, name: str, command: Command, *, expected: int | None) -> ChangeAnswer:
+        """Scale, stop, start, remove."""
+        key = FunctionKey(caller.tenant, name)
+        return self._answer(await self._functions.apply(key, command, actor=caller.name, expected=expected))
+
+    async def history(self, tenant: str, name: str, *, limit: int, before: int) -> ChangeList:
+        """Newest first; of removed functions too."""
+        entries = await self._functions.history(FunctionKey(tenant, name), limit=limit, before=before or None)
+        following = entries[-1].version if len(entries) == limit and entries[-1].version > 1 else 0
+        return ChangeList(changes=tuple(_change_view(each) for each in entries), next=following)
+
+    async def logs(
+        self, tenant: str, name: str, *, after: int, limit: int, revision: str, request_id: str
+    ) -> Sequence[LogLine]:
+        """Lines that are there. Raises NotFound for a function that never was."""
+        key = self._known(tenant, name)
+        return await self._functions.logs.read(key, after=after, limit=limit, revision=revision, request_id=request_id)
+
+    async def follow(
+        self, tenant: str, name: str, *, after: int, revision: str, request_id: str
+    ) -> AsyncGenerator[Sequence[LogLine], None]:
+        """Lines as they come; an empty batch now and then. Raises NotFound at once."""
+        key = self._known(tenant, name)
+        lines = self._functions.logs.follow(key, after=after, revision=revision, request_id=request_id)
+        async with aclosing(lines) as batches:
+            async for batch in batches:
+                yield batch
+
+    def _known(self, tenant: str, name: str) -> FunctionKey:
+        key = FunctionKey(tenant, name)
+        if self._functions.registry.find(key) is None:
+            raise NotFound(f'there is no function "{name[:70]}"', function=name[:70])
+        return key
+
+    def _answer(self, change: Change) -> ChangeAnswer:
+        return ChangeAnswer(
+            function=self._view(change.function), changed=bool(change.action), action=change.action, text=change.text
+        )
+
+    def _view(self, function: Function) -> FunctionView:
+        state, key = function.state, function.key
+        where = f"/functions/{key.name}" if key.tenant == "default" else f"/tenants/{key.tenant}/functions/{key.name}"
+        return FunctionView(
+            name=key.name,
+            tenant=key.tenant,
+            version=function.version,
+            changed_s=function.changed_s,
+            default=state.default,
+            split=state.split,
+            on_break=state.on_break,
+            why_none=state.why_none,
+            revisions=tuple(self._revision(function, each) for each in state.revisions),
+            urls=tuple(
+                f"{front.rstrip('/')}{where}" for front in sorted(set(self._functions.conductor.fronts())) if front
+            ),
+        )
+
+    def _revision(self, function: Function, entry: RevisionEntry) -> RevisionView:
+        key = function.revision_key(entry)
+        status = self._functions.status(key)
+        return RevisionView(
+            name=entry.name,
+            fingerprint=entry.fingerprint,
+            phase=entry.phase,
+            why=entry.why,
+            percent=function.state.percent(entry.name),
+            deployed_s=entry.deployed_s,
+            spec=self._functions.registry.spec(key),
+            scale=entry.scale,
+            trouble=status.unmet or status.failing,
+            wanted=status.wanted,
+            waiting=status.waiting,
+            in_flight=status.in_flight,
+            stats=status.totals,
+            instances=tuple(_instance_view(worker, report) for worker, report in status.instances),
+        )
+
+    async def _fetch(self, tenant: str, request: DeployRequest) -> None:
+        """Bring a program into the store. Only from where the operator allows, and only if its digest is as named."""
+        digest = Digest.parse(request.module)
+        limit = self._functions.config.module_bytes
+        if not await self._blobs.find_missing(tenant, [digest]):
+            return
+        if not any(request.url.startswith(prefix) for prefix in self._functions.config.module_urls):
+            raise Refused(
+                "programs are not fetched from this URL", cure="the operator allows it in functions.module_urls"
+            )
+        if digest.size_bytes > limit:
+            raise InvalidSpec(f"the program has {digest.size_bytes} bytes; the limit is {limit}", field="module")
+        async with aclosing(_download(request.url, digest.size_bytes)) as pieces:
+            await self._blobs.write(tenant, digest, pieces)
+
+
+async def _download(url: str, size_bytes: int) -> AsyncGenerator[bytes, None]:
+    """The bytes behind a URL, one more than expected at most. Redirects are not followed."""
+    import urllib.request  # noqa: PLC0415 (two megabytes that most schedulers never need)
+
+    class NoRedirects(urllib.request.HTTPRedirectHandler):
+        """An allowed prefix must not lead elsewhere."""
+
+        def redirect_request(self, *_: object) -> None:
+            return None
+
+    opener = urllib.request.build_opener(NoRedirects(), urllib.request.ProxyHandler({}))
+    try:
+        answer = await asyncio.to_thread(opener.open, url, None, _FETCH_S)
+    except (OSError, ValueError) as error:
+        raise StoreUnavailable(f"the program cannot be fetched: {error}") from error
+    try:
+        read = 0
+        while read <= size_bytes:
+            piece: bytes = await asyncio.to_thread(answer.read, min(_PIECE, size_bytes + 1 - read))
+            if not piece:
+                return
+            read += len(piece)
+            yield piece
+    finally:
+        answer.close()
+
+
+def _instance_view(worker: str, report: InstanceReport) -> InstanceView:
+    return InstanceView(
+        id=report.id,
+        worker=worker,
+        phase=report.phase,
+        address=report.address,
+        pid=report.pid,
+        started_s=report.started_s,
+        start_s=report.start_s,
+        cold=report.cold,
+        text=report.text,
+        stats=report.stats,
+    )
+
+
+def _change_view(entry: HistoryEntry) -> ChangeView:
+    return ChangeView(
+        version=entry.version,
+        at_s=entry.at_s,
+        actor=entry.actor,
+        action=entry.action,
+        text=entry.text,
+        split=entry.state.split,
+        revisions=tuple(each.name for each in entry.state.revisions),
+        removed=entry.removed,
+    )
