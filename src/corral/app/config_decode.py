@@ -20,7 +20,8 @@ from corral.kernel.units import parse_duration_s, parse_size
 T = TypeVar("T")
 _PREFIX: Final = "CORRAL_"
 _NOT_CONFIGURATION: Final = frozenset({"CORRAL_CONFIG", "CORRAL_URL", "CORRAL_TOKEN", "CORRAL_DEBUG", "CORRAL_AGENT"})
-"""Variables with a meaning of their own; they name no configuration key."""
+"""Variables with a meaning of their own; they name no configuration key. Nor do those of the compiler wrapper."""
+_WRAPPER: Final = "CORRAL_CC_"
 
 
 class Mistakes:
@@ -103,7 +104,7 @@ def environment_tree(env: Mapping[str, str], root: type, mistakes: Mistakes) -> 
     """``CORRAL_SCHEDULER__HTTP=…`` as ``{"scheduler": {"http": …}}``; two underscores go one level down."""
     tree: dict[str, Any] = {}
     for variable in sorted(env):
-        if not variable.startswith(_PREFIX) or variable in _NOT_CONFIGURATION:
+        if not variable.startswith(_PREFIX) or variable.startswith(_WRAPPER) or variable in _NOT_CONFIGURATION:
             continue
         path = variable.removeprefix(_PREFIX).lower().split("__")
         problem = _unknown_path(path, root)

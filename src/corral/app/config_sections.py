@@ -10,6 +10,7 @@ import msgspec
 
 from corral.app.address import address_problem
 from corral.blobs.config import BlobsConfig
+from corral.compile.limits import CompileConfig
 from corral.database.limits import DatabaseLimits
 from corral.fleet.adapters.grpc_link import LinkConfig
 from corral.fleet.model import FleetConfig
@@ -161,6 +162,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         queue: what the queue accepts and how long it waits.
         fleet: heartbeats and eviction.
         functions: the registry of functions, and decisions about their instances.
+        compile: cached compiles; read by the daemon of ``corral cc`` alone.
         blobs: the content-addressed store.
         logs: the log store of the scheduler.
         ledger: audit rows and security events.
@@ -184,6 +186,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     queue: QueueLimits = QueueLimits()
     fleet: FleetConfig = FleetConfig()
     functions: FunctionsConfig = FunctionsConfig()
+    compile: CompileConfig = CompileConfig()
     blobs: BlobsConfig = BlobsConfig()
     logs: LogConfig = LogConfig()
     ledger: LedgerLimits = LedgerLimits()

@@ -8,7 +8,7 @@ import sys
 from importlib import import_module
 from typing import Final
 
-ROLES: Final = ("up", "scheduler", "worker", "config_show", "image")
+ROLES: Final = ("up", "scheduler", "worker", "config_show", "image", "daemon")
 _HIDDEN: Final = ("rich", "pydantic")
 _FOR_PEOPLE: Final = frozenset({"image"})  # draws tables, and ends
 

@@ -1,0 +1,217 @@
+"""A request that was understood once: what it asks for, its key, and the include sets it may match.
+
+Wrappers of one build send the same words again and again, so plans are kept by them; everything that can change
+meanwhile (compiler, response files, headers) is checked at every use.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from corral.compile import cacheability, closure, grammars, key
+from corral.compile.files import FileTable, Signature, signature_of
+from corral.compile.frames import Ask, words
+from corral.compile.identity import Question, question
+from corral.compile.model import (
+    Bypass,
+    BypassReason,
+    Cacheable,
+    CompilerIdentity,
+    Family,
+    FileTraits,
+    IncludeSet,
+    Invocation,
+    KeyInputs,
+)
+from corral.compile.paths import absolute, find_root
+
+RESPONSE_BYTES_MAX: Final = 1024**2
+_TRUSTED_AFTER_NS: Final = 100_000_000
+"""A directory that changed later than so long ago may change again within one tick of its clock."""
+
+
+class LiveSet:
+    """An include set with absolute names, ready to be compared with the disk."""
+
+    __slots__ = ("absent", "include_set", "pairs", "result_key", "traits")
+
+    def __init__(self, include_set: IncludeSet, result_key: str, root: str) -> None:
+        self.include_set = include_set
+        self.result_key = result_key
+        self.pairs = [(absolute(path, root=root), content_hash) for path, content_hash in include_set.files]
+        self.absent = [*_by_directory(include_set.absent, root)]
+
+    def holds(self, table: FileTable, *, root: str, moment: "Callable[[LiveSet], str | None]", now_ns: int) -> bool:
+        """Tell whether a compile now would read the same."""
+        included = self.include_set
+        if included.bound_to and included.bound_to != root:
+            return False
+        if not table.all_match(self.pairs):
+            return False
+        if not all(group.is_absent(now_ns) for group in self.absent):
+            return False
+        return not included.moment or moment(self) == included.moment
+
+
+class _Absent:
+    """Names of one directory that must not exist; not looked at again while the directory is untouched."""
+
+    __slots__ = ("_directory", "_names", "_seen")
+
+    def __init__(self, directory: str, names: list[str]) -> None:
+        self._directory = directory
+        self._names = names
+        self._seen: Signature | None = None
+
+    def is_absent(self, now_ns: int) -> bool:
+        try:
+            found = os.stat(self._directory)
+        except OSError:
+            return True  # nothing can be inside
+        signature = signature_of(found)
+        if signature == self._seen:
+            return True
+        # By listing: one call for many names; a long listing costs more than a few questions.
+        if len(self._names) > 8:
+            try:
+                there = set(os.listdir(self._directory))
+            except OSError:
+                return False
+            if not there.isdisjoint(self._names):
+                return False
+        elif any(os.path.lexists(f"{self._directory}/{name}") for name in self._names):
+            return False
+        trusted = max(found.st_mtime_ns, found.st_ctime_ns) < now_ns - _TRUSTED_AFTER_NS
+        self._seen = signature if trusted else None
+        return True
+
+
+def _by_directory(names: tuple[str, ...], root: str) -> Iterator[_Absent]:
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        directory, _, last = absolute(name, root=root).rpartition("/")
+        groups.setdefault(directory, []).append(last)
+    return (_Absent(directory, each) for directory, each in groups.items())
+
+
+class Plan:
+    """What a request means. ``bypass`` is set when it goes straight to the compiler; then little else is."""
+
+    __slots__ = (
+        "argv",
+        "bypass",
+        "cacheable",
+        "cwd",
+        "environment",
+        "identity",
+        "inputs",
+        "invocation",
+        "question",
+        "request_key",
+        "responses",
+        "root",
+        "search",
+        "sets",
+        "source",
+        "targets",
+        "terminal",
+    )
+
+    bypass: Bypass | None
+    cacheable: Cacheable
+    identity: CompilerIdentity
+    inputs: KeyInputs
+    invocation: Invocation
+
+    def __init__(self, ask: Ask) -> None:
+        self.cwd = ask.cwd
+        self.argv = (ask.program if ask.program.startswith("/") else f"{ask.cwd}/{ask.program}", *words(ask.arguments))
+        variables = dict(word.split("=", 1) for word in words(ask.environment) if "=" in word)
+        self.environment = key.relevant_environment(variables)
+        self.search: dict[str, str] = {name: variables[name] for name in ("PATH", "TMPDIR", "HOME") if name in variables}
+        self.question: Question = question(self.argv[0], variables)
+        self.terminal = ask.terminal and variables.get("TERM", "dumb") != "dumb" and variables.get("GCC_COLORS") != ""
+        self.responses: list[tuple[str, Signature]] = []
+        self.root = ""
+        self.source = ""
+        self.request_key = ""
+        self.targets: dict[str, str] = {}
+        self.sets: list[LiveSet] | None = None
+        self.bypass = self._read()
+
+    def _read(self) -> Bypass | None:
+        parsed = grammars.parse(self.argv, read_file=self._response)
+        if isinstance(parsed, Bypass):
+            return parsed
+        judged = cacheability.judge(parsed, self.environment)
+        if isinstance(judged, Bypass):
+            if parsed.inputs:
+                self.source = self.here(parsed.inputs[0][0])
+            return judged
+        self.invocation, self.cacheable = parsed, judged
+        self.root = find_root(self.cwd, os.path.exists)
+        self.source = self.here(judged.source)
+        self.targets = {"object": self.here(judged.output)}
+        if parsed.dependency_file is not None:
+            self.targets["dependencies"] = self.here(parsed.dependency_file.path)
+        for path in judged.side_files:
+            self.targets[f"side:{os.path.splitext(path)[1]}"] = self.here(path)
+        return None
+
+    def identify(self, identity: CompilerIdentity) -> None:
+        """Complete the plan, once it is known which compiler it is."""
+        self.identity = identity
+        if self.bypass is not None:
+            return
+        if identity.vendor is None:
+            self.bypass = Bypass(BypassReason.UNKNOWN_COMPILER, identity.path)
+            return
+        self.inputs = key.key_inputs(
+            self.invocation,
+            self.cacheable,
+            identity=identity,
+            environment=self.environment,
+            cwd=self.cwd,
+            root=self.root,
+        )
+        self.request_key = key.request_key(self.inputs)
+
+    def here(self, path: str) -> str:
+        """``path`` as named by this compile, absolute."""
+        return path if path.startswith("/") else f"{self.cwd}/{path}"
+
+    def is_current(self) -> bool:
+        """False when a response file has changed."""
+        for path, signature in self.responses:
+            try:
+                if signature_of(os.stat(path)) != signature:
+                    return False
+            except OSError:
+                return False
+        return True
+
+    @property
+    def is_gnu(self) -> bool:
+        """The grammar of this compile."""
+        return self.invocation.family is Family.GNU
+
+    def _response(self, path: str) -> bytes | None:
+        place = self.here(path)
+        try:
+            with open(place, "rb") as file:
+                found = os.fstat(file.fileno())
+                content = file.read(RESPONSE_BYTES_MAX + 1)
+        except OSError:
+            return None
+        self.responses.append((place, signature_of(found)))
+        return content if len(content) <= RESPONSE_BYTES_MAX else None
+
+
+def moment_of(plan: Plan, found: list[tuple[str, FileTraits]], *, today: str) -> str | None:
+    """``closure.moment`` for files with absolute names."""
+    return closure.moment(
+        found,
+        today=today,
+        epoch_set="SOURCE_DATE_EPOCH" in plan.environment,
+        mtime_ns=lambda path: os.stat(absolute(path, root=plan.root)).st_mtime_ns,
+    )
