@@ -201,3 +201,14 @@ action_results: Final = Table(
     Column("named", LargeBinary, nullable=False),  # every blob that it names, as JSON
     Index("ix_action_results_used_s", "used_s"),
 )
+
+cache_entries: Final = Table(
+    "cache_entries",  # of the HTTP caches; doors.http_cache.ports.Entries
+    metadata,
+    Column("tenant", Text, primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("digest", Text, nullable=False),  # of the content, which may have gone
+    Column("stored_s", Double, nullable=False),
+    Column("used_s", Double, nullable=False),  # last hit, written at most once an hour
+    Index("ix_cache_entries_used_s", "used_s"),
+)
