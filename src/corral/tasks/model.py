@@ -162,6 +162,7 @@ class Resolved(msgspec.Struct, frozen=True, kw_only=True, tag="resolved"):
         inputs: digests of what went in.
         env_digest: of the environment's names and values.
         log: digest of a log that the worker stored itself; "" when the scheduler stores it (``Run.log``).
+        outcome: what a kind of work other than commands tells of itself, as JSON of its own; kept with the run.
     """
 
     at_s: float
@@ -180,6 +181,7 @@ class Resolved(msgspec.Struct, frozen=True, kw_only=True, tag="resolved"):
     log: str = ""
     log_bytes: int = 0
     usage: RunUsage = RunUsage()
+    outcome: str = ""
 
 
 RunReport = Started | Returned | Resolved

@@ -45,6 +45,8 @@ from corral.tasks.unit import UnitOfWork
 
 T = TypeVar("T")
 Work = Callable[[AsyncConnection, UnitOfWork], Awaitable[T]]
+Heard = Callable[[RunRef, RunReport], None]
+"""Told of a report that was accepted and is durable; must not wait."""
 SecretNames = Callable[[Mapping[str, Any]], Collection[str]]
 """The names of the secrets that a payload asks for."""
 
@@ -75,6 +77,7 @@ class QueueSignals:
         changed: some story got longer.
         pending_count: how often ``pending`` was notified, for those who looked while it happened.
         sweeper_error: why the sweeper's last turn failed; "" when it did not.
+        heard: who wants to know of reports that this queue accepted, as soon as they are durable.
     """
 
     pending: Signal = field(default_factory=Signal)
@@ -83,6 +86,7 @@ class QueueSignals:
     changed: Signal = field(default_factory=Signal)
     pending_count: int = 0
     sweeper_error: str = ""
+    heard: list[Heard] = field(default_factory=list)
 
     def announce(self, unit: UnitOfWork) -> None:
         """Wake whom a committed unit concerns."""
@@ -259,7 +263,9 @@ class Queue:
         One that is refused (Conflict, NotFound, InvalidSpec) does not hinder the others.
         """
 
-        return await self._write(_hearing(worker, reports)) if reports else []
+        answers = await self._write(_hearing(worker, reports)) if reports else []
+        self._tell_heard(reports, answers)
+        return answers
 
     async def report_and_claim(
         self, worker: str, reports: Sequence[tuple[RunRef, RunReport]], slots: int, *, runtimes: Collection[str] = ()
@@ -275,7 +281,16 @@ class Queue:
         ) -> tuple[list[CorralError | None], Sequence[Claim]]:
             return await hearing(connection, unit), await claiming(connection, unit)
 
-        return await self._write(work)
+        answers, claims = await self._write(work)
+        self._tell_heard(reports, answers)
+        return answers, claims
+
+    def _tell_heard(self, reports: Sequence[tuple[RunRef, RunReport]], answers: Sequence[CorralError | None]) -> None:
+        if self.signals.heard:
+            for (ref, report), refused in zip(reports, answers, strict=True):
+                if refused is None:
+                    for listener in self.signals.heard:
+                        listener(ref, report)
 
     async def worker_lost(self, worker: str) -> int:
         """End every lease of a worker that is gone; its runs are retried at once. How many there were."""

@@ -5,8 +5,8 @@ An abort may come at any moment and its reason stands; nothing that happens late
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 import msgspec
@@ -37,6 +37,18 @@ from corral.tasks.staging import stage_inputs
 
 _log = structlog.get_logger(__name__)
 _MESSAGE_CHARACTERS_MAX: Final = 2000
+
+
+class WorkKind(Protocol):
+    """Carries out runs whose payload is no command; it brings its own sandbox, log and outputs."""
+
+    async def carry_out(self, claim: Claim, *, on_started: Callable[[float], None]) -> Resolved:
+        """From the payload to the end; never ``phase`` exception for what a command did.
+
+        Raises: any error, which then ends the run as it would end a command's (``tasks.stages``).
+        Cancellation: everything that it started is gone before CancelledError leaves.
+        """
+        ...
 
 
 class SandboxLease(Protocol):
@@ -78,6 +90,7 @@ class RunServices:
         runtime: the runtime of tasks that name none.
         images: where OCI images come from; None when this worker runs none.
         new_incident: makes the id under which an unexpected error is found in the worker's log.
+        kinds: who carries out payloads that are no commands, by the one key that such a payload has.
     """
 
     sandboxes: Sandboxes
@@ -89,6 +102,7 @@ class RunServices:
     runtime: str
     new_incident: Callable[[], str]
     images: RunImages | None = None
+    kinds: Mapping[str, WorkKind] = field(default_factory=dict)
 
 
 class Run:
@@ -114,6 +128,7 @@ class Run:
         self._argv: tuple[str, ...] = ()
         self._env_digest = ""
         self._result: ExecResult | None = None
+        self._told: Resolved | None = None
 
     def abort(self, reason: Reason) -> bool:
         """End it now, for a reason from outside: the process tree is killed. False when it has ended already."""
@@ -152,10 +167,20 @@ class Run:
         try:
             async with asyncio.timeout(None) as self._scope:
                 if self._ending.resolution is None:  # not aborted before it began
-                    await self._stages()
+                    await self._whole()
         except TimeoutError:
             if self._ending.resolution is None:
                 raise  # not ours: something inside ran out of time
+
+    async def _whole(self) -> None:
+        kinds = self._services.kinds
+        kind = next((kinds[key] for key in self.claim.definition.payload if key in kinds), None)
+        if kind is None:
+            await self._stages()
+            return
+        self.stage = Stage.WAITING
+        told = self._told = await kind.carry_out(self.claim, on_started=self._on_started)
+        self._ending.settle(Resolution(phase=told.phase, reason=told.reason, message=told.message))
 
     async def _stages(self) -> None:
         core, key = self._prepare()
@@ -298,6 +323,9 @@ class Run:
         assert resolution is not None  # _bounded_stages settles, or raises and _fail settles
         if not resolution.told:
             return None
+        told = self._told
+        if told is not None and (told.phase, told.reason) == (resolution.phase, resolution.reason):
+            return told
         result = self._result
         return Resolved(
             at_s=self._services.clock.now_s(),
