@@ -54,9 +54,7 @@ _UNKEYED: Final = frozenset({"-MF", "-pipe", "/Fo", "-o", "/nologo", "/MP"})
 _NO_DEBUG: Final = ("no-", "record-", "z", "strict-", "column-", "variable-", "pubnames", "gnu-pubnames")
 _MAPS: Final = frozenset({"-ffile-prefix-map=", "-fdebug-prefix-map="})
 _DIRECTORIES: Final = frozenset({"-fdebug-compilation-dir=", "-ffile-compilation-dir="})
-_PLACES: Final = frozenset(
-    {Category.INCLUDE, Category.FORCED_INCLUDE, Category.INPUT, Category.LINKER, Category.PATH_MAP}
-)
+_PLACES: Final = frozenset({Category.INCLUDE, Category.FORCED_INCLUDE, Category.INPUT, Category.LINKER})
 
 
 def relevant_environment(environment: Mapping[str, str]) -> dict[str, str]:
@@ -130,7 +128,10 @@ def _flag(argument: Argument, root: str) -> str | None:
     if value is None:
         return argument.flag
     if root and root in value:
-        if argument.category in _PLACES or argument.flag in ("-MT", "-MQ"):
+        if argument.category is Category.PATH_MAP:
+            old, equals, new = value.partition("=")
+            value = spelled(old, root=root) + equals + new
+        elif argument.category in _PLACES or argument.flag in ("-MT", "-MQ"):
             value = spelled(value, root=root)
     return f"{argument.flag}{_SEPARATOR}{value}"
 
