@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from corral.actions.limits import ActionLimits
 from corral.app.address import address_problem
 from corral.blobs.config import BlobsConfig
 from corral.compile.limits import CompileConfig
@@ -161,6 +162,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         plugins: features of the task life cycle.
         queue: what the queue accepts and how long it waits.
         fleet: heartbeats and eviction.
+        actions: cached execution of commands, on the scheduler and on workers.
         functions: the registry of functions, and decisions about their instances.
         compile: cached compiles; read by the daemon of ``corral cc`` alone.
         blobs: the content-addressed store.
@@ -185,6 +187,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     plugins: PluginsConfig = PluginsConfig()
     queue: QueueLimits = QueueLimits()
     fleet: FleetConfig = FleetConfig()
+    actions: ActionLimits = ActionLimits()
     functions: FunctionsConfig = FunctionsConfig()
     compile: CompileConfig = CompileConfig()
     blobs: BlobsConfig = BlobsConfig()

@@ -14,6 +14,7 @@ from typing import Any
 
 import structlog
 
+from corral.app.actions import check_payload, keep_results_clean, make_actions
 from corral.app.address import split_address
 from corral.app.config_sections import Config
 from corral.app.datadir import kept_id, locked_directory
@@ -51,7 +52,7 @@ from corral.sandboxes.runtimes.registry import name_mistake
 from corral.tasks.adapters.grpc_server import QueueServicer
 from corral.tasks.adapters.run_owner import tenant_of_run
 from corral.tasks.logs import LogStore
-from corral.tasks.payload import secret_names, validate_payload
+from corral.tasks.payload import secret_names
 from corral.tasks.queue import Queue
 from corral.tasks.sweeper import run_sweeper
 from corral.tasks.views import TaskViews
@@ -103,7 +104,7 @@ async def running_scheduler(config: Config) -> AsyncIterator[Addresses]:
             clock,
             book,
             config.queue,
-            check_payload=validate_payload,
+            check_payload=check_payload,
             check_runtime=lambda name: name_mistake(name, offered=_offered(fleet)),
             secret_names=secret_names,
         )
@@ -124,6 +125,7 @@ async def running_scheduler(config: Config) -> AsyncIterator[Addresses]:
         fleet_desk = FleetDesk(fleet)
         views = TaskViews(database, clock, book, queue.signals, waited_s=queue.waited_s, workers=fleet_desk.offers)
         functions = await open_functions(database, fleet, blobs.store, clock, config.functions, config.data)
+        actions, results = make_actions(database, queue, views, blobs.store, clock, config.actions)
         log_desk = LogDesk(logs, blobs.store, views, clock)
         loops = await stack.enter_async_context(_loops())
         loops.start(logs.run(), name="logs")
@@ -132,6 +134,8 @@ async def running_scheduler(config: Config) -> AsyncIterator[Addresses]:
         loops.start(fleet.run(), name="fleet")
         loops.start(functions.run(), name="functions")
         loops.start(run_sweeper(queue, clock), name="sweeper")
+        loops.start(actions.run(), name="actions")
+        loops.start(keep_results_clean(results, clock, config.actions.clean_every_s), name="actions:clean")
         for janitor in blobs.janitors:
             loops.start(keep_clean(janitor, clock, config.blobs.clean_every_s), name="blobs:clean")
         grpc_port = await stack.enter_async_context(

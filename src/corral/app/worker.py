@@ -20,6 +20,8 @@ import msgspec
 import structlog
 
 from corral import __version__
+from corral.actions.payload import KEY as ACTION
+from corral.app.action_runs import ActionKind, make_runner
 from corral.app.config_sections import Config
 from corral.app.datadir import kept_id, locked_directory
 from corral.app.images import make_images
@@ -125,6 +127,15 @@ async def running_worker(config: Config) -> AsyncIterator[Worker]:
         blobs = await stack.enter_async_context(
             open_store(config.blobs, data_dir=data, quota_bytes=partial(_quota_bytes, config), last=last, clock=clock)
         )
+        runner = make_runner(
+            config,
+            blobs=blobs.store,
+            pools=pools,
+            images=images,
+            spool=spool,
+            worker_id=worker_id,
+            clock=clock,
+        )
         sink = GrpcLogSink(wiring.link)
         plugins = make_plugins(config, sink=sink, spool=spool, clock=clock)
         services = RunServices(
@@ -137,6 +148,7 @@ async def running_worker(config: Config) -> AsyncIterator[Worker]:
             runtime=config.runs.runtime or config.runtimes.names[0],
             new_incident=lambda: new_id("inc", now_s=clock.now_s()),
             images=images,
+            kinds={ACTION: ActionKind(runner, blobs.store, clock)},
         )
         worker = wiring.worker = Worker(
             GrpcTaskSource(wiring.link), services, config.worker, on_change=wiring.link.state_changed
