@@ -162,18 +162,19 @@ class ActionReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """What a worker tells of an execution; travels as JSON in the run's report.
 
     Attributes:
-        result: the encoded result; or ``result_digest``, when it is too long for a report.
+        result: the encoded result.
         named: every blob that the result names, those inside its trees too.
         missing: inputs that were not stored; then there is no result.
+        elsewhere: digest of a blob that holds the whole report, when it is too long for a run's; nothing else is set.
     """
 
     ended: Ended | None = None
     message: str = ""
     result: bytes = b""
-    result_digest: str = ""
     named: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     do_not_cache: bool = False
+    elsewhere: str = ""
 
 
 class Stage(StrEnum):

@@ -77,6 +77,7 @@ class ExecutionState:
         outcome: how it ended; None while it has not.
         named: every blob that the outcome's result names.
         cacheable: it succeeded, and its action does not forbid to keep the result.
+        news: how much the queue had told of executions when this was read; for ``Executions.wait_changed``.
     """
 
     execution: str
@@ -86,6 +87,7 @@ class ExecutionState:
     outcome: ExecutionOutcome | None = None
     named: tuple[Digest, ...] = ()
     cacheable: bool = False
+    news: int = 0
 
 
 class Executions(Protocol):
@@ -106,8 +108,11 @@ class Executions(Protocol):
         """Where it stands now. Raises NotFound."""
         ...
 
-    async def wait_changed(self, execution: str, *, within_s: float) -> ExecutionState | None:
-        """Return when it may have changed: its new state when that is known already, else None. Cancellation: safe."""
+    async def wait_changed(self, tenant: str, state: ExecutionState, *, within_s: float) -> ExecutionState | None:
+        """Return when it may have changed since ``state`` was read, or ``within_s`` passed.
+
+        The answer is its new state, or None when that must be read. Cancellation: safe.
+        """
         ...
 
     async def cancel(self, tenant: str, execution: str) -> None:

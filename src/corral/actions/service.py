@@ -4,6 +4,7 @@ Everything that matters is in the database and the store: a scheduler may be kil
 that a client knows by its id goes on under the next one.
 """
 
+import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -125,7 +126,7 @@ class ActionService:
                 if state.stage is not told:
                     told = state.stage
                     yield _update(state)
-                changed = await self._executions.wait_changed(execution, within_s=self._limits.poll_s)
+                changed = await self._executions.wait_changed(tenant, state, within_s=self._limits.poll_s)
                 state = changed or await self._executions.state(tenant, execution)
             await self._keep(tenant, state)  # before anybody hears of it
             yield _update(state)
@@ -134,6 +135,17 @@ class ActionService:
             if not self._followers[key]:
                 del self._followers[key]
                 self._left[key] = self._clock.monotonic_s()
+
+    async def cancel(self, tenant: str, execution: str) -> None:
+        """End an execution, for everybody who shares it; one that has ended is no error. Raises NotFound."""
+        if not execution.startswith(_CACHED):
+            await self._executions.cancel(tenant, execution)
+
+    async def run(self) -> None:
+        """Cancel what nobody waits for any more, again and again, until it is cancelled itself."""
+        while True:
+            await asyncio.sleep(self._limits.abandon_s / 4)
+            await self.sweep_abandoned()
 
     async def load(self, tenant: str, action: Digest) -> tuple[Action, Command]:
         """The action and its command. Raises MissingBlobs, InvalidSpec, StoreUnavailable."""
