@@ -11,24 +11,48 @@
 
 from typing import TYPE_CHECKING, Any
 
+from corral.client.function_model import (
+    ChangeAnswer,
+    DeployAnswer,
+    DeployRequest,
+    FunctionView,
+    InstanceView,
+    RevisionView,
+)
 from corral.client.model import RunArtifact, RunView, StoryEvent, TaskView, Why, WorkerView
+from corral.functions.model import Kind, Limits, LogLine, OnBreak, Preopen, Scale, Share
 from corral.tasks.model import Artifact, ArtifactKind, Phase, Priority, Reason, Requires, TaskDefinition
 
 if TYPE_CHECKING:
     from corral.client.corral import Corral
+    from corral.client.functions import CallAnswer
     from corral.client.upload import Progress
 
 __all__ = [
     "Artifact",
     "ArtifactKind",
+    "CallAnswer",
+    "ChangeAnswer",
     "Corral",
+    "DeployAnswer",
+    "DeployRequest",
+    "FunctionView",
+    "InstanceView",
+    "Kind",
+    "Limits",
+    "LogLine",
+    "OnBreak",
     "Phase",
+    "Preopen",
     "Priority",
     "Progress",
     "Reason",
     "Requires",
+    "RevisionView",
     "RunArtifact",
     "RunView",
+    "Scale",
+    "Share",
     "StoryEvent",
     "TaskDefinition",
     "TaskView",
@@ -43,6 +67,10 @@ def __getattr__(name: str) -> Any:
         from corral.client.corral import Corral  # noqa: PLC0415
 
         return Corral
+    if name == "CallAnswer":
+        from corral.client.functions import CallAnswer  # noqa: PLC0415
+
+        return CallAnswer
     if name == "Progress":
         from corral.client.upload import Progress  # noqa: PLC0415
 

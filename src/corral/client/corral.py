@@ -6,6 +6,7 @@ from corral.client.artifacts import Artifacts
 from corral.client.blobs import RestBlobs
 from corral.client.connection import Connection
 from corral.client.fleet import Records, Workers
+from corral.client.functions import Functions
 from corral.client.logs import Logs
 from corral.client.tasks import Tasks
 from corral.client.upload import Uploads
@@ -19,6 +20,7 @@ class Corral:
     Attributes:
         tasks: submit, look, wait, cancel, run again.
         logs: read and follow.
+        functions: deploy, call, switch, scale.
         artifacts: list, read, fetch into a directory.
         uploads: files and directories as inputs of tasks.
         blobs: the caller's part of the blob store.
@@ -31,6 +33,7 @@ class Corral:
         self.blobs = RestBlobs(self._connection)
         self.tasks = Tasks(self._connection)
         self.logs = Logs(self._connection)
+        self.functions = Functions(self._connection)
         self.artifacts = Artifacts(self._connection, self.blobs)
         self.uploads = Uploads(self.blobs)
         self.workers = Workers(self._connection)
