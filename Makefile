@@ -25,7 +25,7 @@ up: venv         ## run Corral here, until Ctrl-C
 
 venv: $(STAMP)   ## .venv with everything, so that .venv/bin/corral runs
 
-$(STAMP): pyproject.toml constraints.txt $(wildcard native/agent/*.[ch] native/launch/*.c native/build_hook.py)
+$(STAMP): pyproject.toml constraints.txt $(wildcard native/*/*.[ch] native/build_hook.py)
 	@.ci/system-packages build
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'

@@ -84,6 +84,7 @@ class Daemon:
             upkeep.cancel()
 
     async def _upkeep(self) -> None:
+        await asyncio.to_thread(self._store.sweep)
         await asyncio.to_thread(self._store.scan)
         while True:
             await asyncio.sleep(_TICK_S)

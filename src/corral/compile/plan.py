@@ -26,6 +26,7 @@ from corral.compile.model import (
 from corral.compile.paths import absolute, find_root
 
 RESPONSE_BYTES_MAX: Final = 1024**2
+_SEARCH: Final = ("PATH", "TMPDIR", "HOME")
 _TRUSTED_AFTER_NS: Final = 100_000_000
 """A directory that changed later than so long ago may change again within one tick of its clock."""
 
@@ -128,7 +129,7 @@ class Plan:
         self.argv = (ask.program if ask.program.startswith("/") else f"{ask.cwd}/{ask.program}", *words(ask.arguments))
         variables = dict(word.split("=", 1) for word in words(ask.environment) if "=" in word)
         self.environment = key.relevant_environment(variables)
-        self.search: dict[str, str] = {name: variables[name] for name in ("PATH", "TMPDIR", "HOME") if name in variables}
+        self.search: dict[str, str] = {name: variables[name] for name in _SEARCH if name in variables}
         self.question: Question = question(self.argv[0], variables)
         self.terminal = ask.terminal and variables.get("TERM", "dumb") != "dumb" and variables.get("GCC_COLORS") != ""
         self.responses: list[tuple[str, Signature]] = []

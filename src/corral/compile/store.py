@@ -47,7 +47,7 @@ class StoreReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ResultStore:
-    """Results by key, include sets by request. Opening makes the directories and sweeps what a killed owner left."""
+    """Results by key, include sets by request. Opening makes the directories."""
 
     def __init__(self, directory: Path, config: CompileConfig) -> None:
         self.directory = directory
@@ -61,14 +61,18 @@ class ResultStore:
         try:
             for section in (*_SECTIONS, "new"):
                 Path(self._base, section).mkdir(parents=True, exist_ok=True, mode=0o700)
-            for left in os.scandir(Path(self._base, "new")):
-                Path(left.path).unlink(missing_ok=True)
         except OSError as error:
             raise StoreUnavailable(f"the compile store {directory} cannot be used: {error.strerror}") from error
 
     def configure(self, config: CompileConfig) -> None:
         """Take other limits; the directory stays."""
         self._config = config
+
+    def sweep(self) -> None:
+        """Remove what a killed owner left half written. For the owner only: others may be writing."""
+        for left in os.scandir(Path(self._base, "new")):
+            with contextlib.suppress(OSError):
+                Path(left.path).unlink()
 
     # Reading
 

@@ -1,0 +1,1 @@
+"""`corral cc`: cached compiles. A compile itself never comes here: see `corral.entry`."""
