@@ -13,6 +13,8 @@ from corral.app.address import address_problem
 from corral.blobs.config import BlobsConfig
 from corral.compile.limits import CompileConfig
 from corral.database.limits import DatabaseLimits
+from corral.doors.http_cache.config import HttpCacheConfig
+from corral.doors.reapi.config import DEFAULT_ADDRESS, OFF, ReapiConfig
 from corral.fleet.adapters.grpc_link import LinkConfig
 from corral.fleet.model import FleetConfig
 from corral.functions.config import FunctionsConfig
@@ -165,6 +167,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         actions: cached execution of commands, on the scheduler and on workers.
         functions: the registry of functions, and decisions about their instances.
         compile: cached compiles; read by the daemon of ``corral cc`` alone.
+        reapi: the door for Bazel and its kin.
+        http_cache: caches over plain HTTP.
         blobs: the content-addressed store.
         logs: the log store of the scheduler.
         ledger: audit rows and security events.
@@ -190,6 +194,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     actions: ActionLimits = ActionLimits()
     functions: FunctionsConfig = FunctionsConfig()
     compile: CompileConfig = CompileConfig()
+    reapi: ReapiConfig = ReapiConfig()
+    http_cache: HttpCacheConfig = HttpCacheConfig()
     blobs: BlobsConfig = BlobsConfig()
     logs: LogConfig = LogConfig()
     ledger: LedgerLimits = LedgerLimits()
@@ -219,6 +225,13 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         found = []
         if self.scheduler.http == self.scheduler.grpc and not self.scheduler.http.endswith(":0"):
             found.append(f"scheduler.http and scheduler.grpc are both {self.scheduler.http}; they need two ports")
+        reapi = self.reapi.address or DEFAULT_ADDRESS
+        if reapi != OFF and (problem := address_problem(reapi)):
+            found.append(f"reapi.address: {problem}")
+        if reapi in (self.scheduler.http, self.scheduler.grpc) and not reapi.endswith(":0"):
+            found.append(f"reapi.address and the scheduler's own addresses are both {reapi}; they need two ports")
+        if self.http_cache.shared and self.tenants and self.http_cache.shared not in self.tenants:
+            found.append(f'http_cache.shared: "{self.http_cache.shared}" is not among the tenants')
         if self.plugins.livelog.log_bytes_max < self.logs.log_bytes_max:
             found.append("plugins.livelog.log_bytes_max must be at least logs.log_bytes_max")
         if self.queue.lease_s != self.fleet.lease_s:

@@ -1,15 +1,51 @@
-"""Fits the tenants to what the door for Bazel asks for."""
+"""The door for Bazel, put together: where it listens, and the tenants as it asks for them."""
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from typing import Final
 
+import msgspec
+import structlog
+
+from corral.app.address import split_address
+from corral.doors.reapi.config import DEFAULT_ADDRESS, OFF
+from corral.doors.reapi.server import serving
+from corral.doors.reapi.services import Services
 from corral.kernel.clock import Clock
-from corral.kernel.errors import Unauthenticated
+from corral.kernel.errors import Conflict, Unauthenticated
 from corral.ledger.model import SecurityEvent
 from corral.tenants.model import Principal
 from corral.tenants.service import Tenants
 
 _OPAQUE: Final = "a valid token or certificate is needed"
+_log = structlog.get_logger("corral.reapi")
+
+
+@asynccontextmanager
+async def open_reapi(services: Services) -> AsyncIterator[str]:
+    """Serve while the block runs; gives ``HOST:PORT``, or "" when the door stays closed.
+
+    Raises: InvalidSpec, Conflict as ``doors.reapi.server.serving``; a default address that is taken is no error, so
+    that a second Corral on one machine starts.
+    """
+    configured = services.config.address
+    async with AsyncExitStack() as stack:
+        address = ""
+        if configured != OFF:
+            wanted = configured or DEFAULT_ADDRESS
+            config = msgspec.structs.replace(services.config, address=wanted)
+            try:
+                port = await stack.enter_async_context(serving(replace(services, config=config)))
+                host = split_address(wanted)[0]
+                address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            except Conflict:
+                if configured:
+                    raise
+                _log.warning(
+                    "the door for Bazel stays closed: its port is taken", address=wanted, setting="reapi.address"
+                )
+        yield address
 
 
 class ReapiIdentities:

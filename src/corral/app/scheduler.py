@@ -27,12 +27,17 @@ from corral.app.desks import (
     TenantTable,
 )
 from corral.app.functions import FunctionDesk, open_functions
+from corral.app.http_cache import make_http_cache
 from corral.app.http_server import bind, serving
 from corral.app.log_desk import LogDesk
+from corral.app.reapi import ReapiIdentities, open_reapi
 from corral.app.start import configure_logging, read_arguments, run_process, tell
 from corral.blobs.service import keep_clean, open_store
 from corral.database.engine import Database
 from corral.database.version import check_version, migrate
+from corral.doors.http_cache.door import HttpCacheDoor, mounted
+from corral.doors.reapi.config import DEFAULT_ADDRESS, OFF
+from corral.doors.reapi.services import Services as ReapiServices
 from corral.doors.rest.app import build_rest
 from corral.doors.rest.services import OpenStreams, RestLimits, Services
 from corral.fleet.adapters.blobs import BlobsServicer
@@ -69,11 +74,13 @@ class Addresses:
 
     http: str
     grpc: str
+    reapi: str = ""
 
     @property
     def ready_line(self) -> str:
         """What clients and scripts look for."""
-        return f"ready http=http://{self.http} grpc={self.grpc}"
+        bazel = f" reapi={self.reapi}" if self.reapi else ""
+        return f"ready http=http://{self.http} grpc={self.grpc}{bazel}"
 
 
 @asynccontextmanager
@@ -179,11 +186,29 @@ async def running_scheduler(config: Config) -> AsyncIterator[Addresses]:
             ),
             streams=streams,
         )
-        await stack.enter_async_context(serving(listener, build_rest(services), stop_s=limits.stop_s))
+        beside = []
+        if config.http_cache.enabled:
+            caches = make_http_cache(database, blobs.store, clock, config.http_cache, config.data)
+            loops.start(caches.keep_clean(), name="http-cache:clean")
+            beside.append(mounted(HttpCacheDoor(caches, blobs.store, services.identities)))
+        await stack.enter_async_context(serving(listener, build_rest(services, beside=beside), stop_s=limits.stop_s))
         stack.callback(streams.break_off)
         stack.callback(functions.stop)
+        reapi = await stack.enter_async_context(
+            open_reapi(
+                ReapiServices(
+                    identities=ReapiIdentities(tenants, clock, ledger.record_nowait),
+                    blobs=blobs.store,
+                    cache=actions.cache,
+                    actions=actions,
+                    clock=clock,
+                    blob_bytes=config.blobs.blob_bytes,
+                    config=config.reapi,
+                )
+            )
+        )
         grpc_host = split_address(config.scheduler.grpc)[0]
-        yield Addresses(http=_host_port(listener), grpc=_joined(grpc_host, grpc_port))
+        yield Addresses(http=_host_port(listener), grpc=_joined(grpc_host, grpc_port), reapi=reapi)
 
 
 async def serve(config: Config, stopping: asyncio.Event) -> int:
@@ -230,6 +255,9 @@ def _check_addresses(config: Config, tenants: Tenants) -> None:
     tenants.check_listen(http, is_loopback=is_loopback(http))
     grpc = config.scheduler.grpc
     tenants.check_workers_listen(grpc, is_loopback=is_loopback(grpc))
+    reapi = config.reapi.address or DEFAULT_ADDRESS
+    if reapi != OFF:
+        tenants.check_listen(reapi, is_loopback=is_loopback(reapi))
 
 
 def _offered(fleet: Fleet) -> set[str]:

@@ -133,6 +133,7 @@ class Supervisor:
         self._token = new_token()
         self._http = config.scheduler.http
         self._grpc = config.scheduler.grpc
+        self._reapi = ""
         self._listening = asyncio.Event()
         self._scheduler = Child("scheduler", config, self._scheduler_arguments, self._scheduler_environment)
         self._worker = Child("worker", config, self._worker_arguments, self._worker_environment)
@@ -169,7 +170,8 @@ class Supervisor:
                 f"nothing was ready within {self._config.supervisor.ready_s:g} s",
                 cure="the words of scheduler and worker are above",
             ) from None
-        line = f"ready http=http://{self._http} grpc={self._grpc}\n"
+        bazel = f" reapi={self._reapi}" if self._reapi else ""
+        line = f"ready http=http://{self._http} grpc={self._grpc}{bazel}\n"
         if self._ready_file:
             write_atomically(Path(self._ready_file), line)
         sys.stdout.write(line)
@@ -189,10 +191,13 @@ class Supervisor:
         words = dict(word.partition("=")[::2] for word in line.split())
         if line.startswith("ready ") and "http" in words and "grpc" in words:
             self._http, self._grpc = words["http"].removeprefix("http://"), words["grpc"]
+            self._reapi = words.get("reapi", "")
             self._listening.set()
 
     def _scheduler_arguments(self) -> Sequence[str]:
-        return (*self._passed_on, "--set", f"scheduler.http={self._http}", "--set", f"scheduler.grpc={self._grpc}")
+        reapi = ("--set", f"reapi.address={self._reapi}") if self._config.reapi.address and self._reapi else ()
+        addresses = ("--set", f"scheduler.http={self._http}", "--set", f"scheduler.grpc={self._grpc}")
+        return (*self._passed_on, *addresses, *reapi)
 
     def _scheduler_environment(self) -> Mapping[str, str]:
         tokens = (*self._config.access.worker_tokens, self._token)

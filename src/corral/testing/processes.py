@@ -27,7 +27,7 @@ from corral.sandboxes.runtimes.sealed import reachable
 START_WITHIN_S: Final = 90.0
 _STOP_WITHIN_S: Final = 40.0
 _NOBODY: Final = 65534
-_READY: Final = re.compile(r"^ready http=(http://\S+) grpc=(\S+)$", re.MULTILINE)
+_READY: Final = re.compile(r"^ready http=(http://\S+) grpc=(\S+)(?: reapi=(\S+))?$", re.MULTILINE)
 
 
 def why_no_agent() -> str:
@@ -57,7 +57,7 @@ class CorralProcess:
         public = reachable(home / "tmp", uid=_NOBODY, gid=_NOBODY)
         self.temporary = home / "tmp" if public else Path(tempfile.gettempdir())
         self.log = home / f"{role}.log"
-        self.url = self.grpc = ""
+        self.url = self.grpc = self.reapi = ""
         self._ready_file = home / "ready"
         self._settings = settings
         self._env = env or {}
@@ -96,7 +96,7 @@ class CorralProcess:
             return False
         match = _READY.search(self._ready_file.read_text() if self.role == "up" else words)
         if match:
-            self.url, self.grpc = match[1], match[2]
+            self.url, self.grpc, self.reapi = match[1], match[2], match[3] or ""
         return match is not None
 
     def check_alive(self) -> None:

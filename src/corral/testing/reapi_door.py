@@ -80,11 +80,10 @@ class HandTurnedQueue:
             raise NotFound(f"there is no execution {execution}")
         return self.states[execution]
 
-    async def wait_changed(self, execution: str, *, within_s: float) -> ExecutionState | None:
-        before = self.states[execution]
-        if before.outcome is None:
+    async def wait_changed(self, tenant: str, state: ExecutionState, *, within_s: float) -> ExecutionState | None:
+        if self.states[state.execution] == state:
             await self._changed.wait_notified(within_s=within_s)
-        return self.states[execution]
+        return self.states[state.execution]
 
     async def cancel(self, tenant: str, execution: str) -> None:
         await self.state(tenant, execution)
@@ -165,7 +164,6 @@ async def open_door(
         blobs=blobs,
         cache=cache,
         actions=ActionService(cache, queue, blobs, clock, limits),
-        cancel=queue.cancel,
         clock=clock,
         blob_bytes=1024**3,
         config=msgspec.structs.replace(config or ReapiConfig(), address="127.0.0.1:0"),

@@ -1,17 +1,22 @@
 """The section ``[reapi]`` of the configuration."""
 
+from typing import Final
+
 import msgspec
 
 from corral.wire.transport import ServerTls
 
 _MIB = 1024**2
+DEFAULT_ADDRESS: Final = "127.0.0.1:8980"
+OFF: Final = "off"
 
 
 class ReapiConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The door for Bazel and its kin.
 
     Attributes:
-        address: where it listens, ``HOST:PORT``; port 0 takes a free one, "" closes the door.
+        address: where it listens, ``HOST:PORT``; port 0 takes a free one. "" is 127.0.0.1:8980 unless another program
+            has it; "off" closes the door.
         tls: its certificate. With ``tls.client_ca`` every client shows a certificate whose common name is its tenant,
             and needs no token.
         cache_update: take results that clients made themselves; off means that only workers fill the action cache.
@@ -28,7 +33,7 @@ class ReapiConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         stop_s: how long open calls may finish when the process stops.
     """
 
-    address: str = "127.0.0.1:8980"
+    address: str = ""
     tls: ServerTls = ServerTls()
     cache_update: bool = True
     batch_bytes: int = 4 * _MIB

@@ -77,7 +77,6 @@ class OperationsServicer(operations_grpc.OperationsServicer):
     def __init__(self, entrance: Entrance, services: Services, inliner: Inliner) -> None:
         self._entrance = entrance
         self._actions = services.actions
-        self._cancel = services.cancel
         self._inliner = inliner
 
     async def GetOperation(self, request: operations.GetOperationRequest, context: Context) -> operations.Operation:
@@ -88,7 +87,7 @@ class OperationsServicer(operations_grpc.OperationsServicer):
 
     async def CancelOperation(self, request: operations.CancelOperationRequest, context: Context) -> Empty:
         tenant, execution = split_name(request.name)
-        await self._cancel(self._entrance.tenant(context, tenant, EXECUTE), execution)
+        await self._actions.cancel(self._entrance.tenant(context, tenant, EXECUTE), execution)
         return Empty()
 
 

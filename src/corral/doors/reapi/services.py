@@ -1,6 +1,6 @@
 """What the door stands on: small Protocols that name exactly what it calls, and the bundle of them."""
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -42,19 +42,17 @@ class Actions(Protocol):
 
     def wait(self, tenant: str, execution: str) -> AsyncGenerator[ExecutionUpdate, None]: ...
 
+    async def cancel(self, tenant: str, execution: str) -> None: ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
-    """Everything the door needs, put together by the composition root.
-
-    ``cancel`` ends an execution of a tenant, wherever it stands.
-    """
+    """Everything the door needs, put together by the composition root."""
 
     identities: Identities
     blobs: BlobStore
     cache: ActionCache
     actions: Actions
-    cancel: Callable[[str, str], Awaitable[None]]
     clock: Clock
     blob_bytes: int
     config: ReapiConfig

@@ -1,11 +1,12 @@
 """Puts the door together: routes, entrance, errors, OpenAPI."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from litestar import Litestar, Router
 from litestar.config.app import AppConfig
 from litestar.di import Provide
 from litestar.exceptions import HTTPException
+from litestar.handlers import ASGIRouteHandler
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme, Tag
@@ -34,8 +35,11 @@ unless the scheduler listens on loopback without tenants. Times are Unix seconds
 """
 
 
-def build_rest(services: Services) -> Litestar:
-    """The ASGI application over ``services``. Starts nothing and owns nothing."""
+def build_rest(services: Services, *, beside: Sequence[ASGIRouteHandler] = ()) -> Litestar:
+    """The ASGI application over ``services``. Starts nothing and owns nothing.
+
+    ``beside`` are other applications on the same port; their errors are answered as this door's.
+    """
     api = Router(
         "/api/v1",
         route_handlers=[
@@ -55,7 +59,7 @@ def build_rest(services: Services) -> Litestar:
     )
     guarded = Router("/", route_handlers=[metrics], guards=[authenticate])
     return Litestar(
-        route_handlers=[api, guarded, health, ready],
+        route_handlers=[api, guarded, health, ready, *beside],
         dependencies={
             "services": Provide(provide_services, sync_to_thread=False),
             "caller": Provide(provide_caller, sync_to_thread=False),

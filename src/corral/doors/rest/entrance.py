@@ -47,7 +47,7 @@ def authenticate(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRo
     """
     services: Services = connection.app.state.services
     if not services.identities.tokens_needed():
-        _check_origin(connection)
+        check_origin(connection)
     header = connection.headers.get("authorization", "")
     scheme, _, credentials = header.partition(" ")
     caller = services.identities.authenticate(
@@ -84,7 +84,8 @@ def must_be_admin(caller: Caller, request: Request[Any, Any, Any]) -> None:
         raise Refused("this needs an administrator's token", request_id=request_id(request))
 
 
-def _check_origin(connection: ASGIConnection[Any, Any, Any, Any]) -> None:
+def check_origin(connection: ASGIConnection[Any, Any, Any, Any]) -> None:
+    """Raises Refused for a foreign Host or Origin; for doors that ask for no token."""
     host = connection.headers.get("host", "")
     if not _is_loopback(urlsplit(f"//{host}").hostname or ""):
         raise Refused(
