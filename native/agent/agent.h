@@ -225,6 +225,7 @@ size_t gets_starved(void); /* those that stopped because the host has much to re
 void on_stat(const struct frame *);
 void on_space(const struct frame *);
 void on_reset(const struct frame *);
+bool make_new(char *left, size_t size); /* false, and why in `left` (may be NULL): it is not as good as new */
 void free_exec_stream(struct stream *);
 void file_error(uint32_t stream, uint32_t code, const char *format, ...) __attribute__((format(printf, 3, 4)));
 void file_errno(uint32_t stream, int error, const char *path);

@@ -30,7 +30,7 @@ struct exec {
     struct stream stream;
     struct keeper *keeper;
     struct source out, err, in;
-    bool terminal, told_started, ended, in_end;
+    bool terminal, told_started, ended, in_end, reset;
     uint8_t *pending; /* input that the command has not taken yet; at most a window */
     uint32_t pending_at, pending_have, in_owed;
     uint32_t credit; /* output that the host will take */
@@ -287,8 +287,10 @@ static void finish_if_drained(struct exec *e) {
     end.numbers[2] = r->system_us;
     end.numbers[3] = r->peak_bytes;
     tell_started(e, r);
+    retire(e); /* it is still there until the batch ends */
+    if (e->reset && r->how == EXIT_STATUS && r->value == 0 && end.flags == 0 && make_new(NULL, 0))
+        end.flags = EXIT_RESET;
     send_frame(T_EXIT, e->stream.id, &end, sizeof end);
-    retire(e);
 }
 
 static void on_output_ready(struct source *s) {
@@ -521,6 +523,7 @@ void on_exec(const struct frame *f) {
         violation("a malformed EXEC");
     struct exec *e = must_alloc(sizeof *e);
     e->terminal = r.flags & EXEC_TERMINAL;
+    e->reset = r.flags & EXEC_RESET;
     e->credit = WINDOW_BYTES;
     e->out = source_of(e, on_output_ready);
     e->err = source_of(e, on_output_ready);

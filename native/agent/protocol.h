@@ -67,6 +67,7 @@
 #define EXEC_TERMINAL 2
 #define EXEC_USER 4
 #define EXEC_MERGE 8 /* stdout and stderr are one pipe: their order is the command's own */
+#define EXEC_RESET 16 /* nobody needs what it leaves: an end without trouble is followed by a RESET at once */
 
 /* how an exec ended, in EXIT */
 #define EXIT_STATUS 0
@@ -79,6 +80,7 @@
 #define EXIT_KEEPER_LOST 8    /* somebody killed the keeper: usage and status are unknown */
 #define EXIT_OUT_OF_MEMORY 16 /* the sandbox's memory was used up meanwhile; told only where the agent can know */
 #define EXIT_PROCESS_LIMIT 32 /* the sandbox had all its processes meanwhile; likewise */
+#define EXIT_RESET 64         /* the sandbox is as good as new already, as EXEC wished */
 
 /* kinds of ENTRY */
 #define ENTRY_FILE 0

@@ -132,23 +132,36 @@ static bool has_ipc_objects(void) {
     return false;
 }
 
-void on_reset(const struct frame *f) {
-    char left[512] = "";
+bool make_new(char *left, size_t size) {
+    char ignored[1];
+    if (left == NULL)
+        left = ignored, size = sizeof ignored;
+    bool clean = false;
+    left[0] = 0;
     reap_children();
     if (streams_open())
-        snprintf(left, sizeof left, "%zu operations are running", streams_open());
+        snprintf(left, size, "%zu operations are running", streams_open());
     else if (!only_keepers_are_children())
-        snprintf(left, sizeof left, "%d processes were left", kill_leftovers());
+        snprintf(left, size, "%d processes were left", kill_leftovers());
     else if (!spare_keepers_run())
-        snprintf(left, sizeof left, "a keeper was stopped or killed");
+        snprintf(left, size, "a keeper was stopped or killed");
     else if (getpid() == 1 && has_ipc_objects())
-        snprintf(left, sizeof left, "System V objects were left");
-    for (uint32_t i = 0; left[0] == 0 && i < settings.folders; i++) {
+        snprintf(left, size, "System V objects were left");
+    else
+        clean = true;
+    for (uint32_t i = 0; clean && i < settings.folders; i++) {
         const char *why = empty_folder(settings.folder_fd[i]);
-        if (why)
-            snprintf(left, sizeof left, "%s cannot be emptied: %s", settings.folder[i], why);
+        if (why) {
+            snprintf(left, size, "%s cannot be emptied: %s", settings.folder[i], why);
+            clean = false;
+        }
         fchmod(settings.folder_fd[i], settings.folder_mode[i]);
     }
-    uint8_t clean = left[0] == 0;
+    return clean;
+}
+
+void on_reset(const struct frame *f) {
+    char left[512];
+    uint8_t clean = make_new(left, sizeof left);
     send_sentence(T_RESET_DONE, f->stream, &clean, 1, left);
 }

@@ -83,6 +83,7 @@ class ExecRequest:
         timeout_s: wall time; when it passes, the whole process tree is killed and the end is TIMED_OUT.
         output_bytes_max: bound on stdout plus stderr; beyond it the tree is killed and the end is OUTPUT_LIMIT.
         merge_output: stdout and stderr are one pipe, told as stdout, so that their order is the command's own.
+        reset_after: nobody needs what it leaves: after an exit with status 0 the sandbox is made new at once.
     """
 
     argv: tuple[str, ...]
@@ -92,6 +93,7 @@ class ExecRequest:
     timeout_s: float | None = None
     output_bytes_max: int | None = None
     merge_output: bool = False
+    reset_after: bool = False
 
 
 class End(StrEnum):
@@ -129,6 +131,7 @@ class ExecResult:
         signal: the signal that killed it, else None.
         message: one sentence for the user when ``end`` is not EXITED ("" otherwise).
         left_processes: True when it ended but some of its descendants had to be killed: the sandbox is soiled.
+        reset: ``reset_after`` was asked for and carried out: the sandbox is as good as new.
     """
 
     end: End
@@ -137,6 +140,7 @@ class ExecResult:
     message: str = ""
     usage: Usage = field(default_factory=Usage)
     left_processes: bool = False
+    reset: bool = False
 
     @property
     def ok(self) -> bool:

@@ -306,7 +306,7 @@ class Pools:
                 case Stop():
                     self._end(effect)
                 case Reset():
-                    self._tasks.create_task(self._reset(effect.id), name=f"reset:{effect.id}")
+                    self._make_new(effect.id)
                 case HandOut() | Refuse():
                     self._tell(effect)
                 case _:
@@ -407,12 +407,18 @@ class Pools:
             # what could be freed is; the next start of the worker sweeps the rest
             _log.error("sandbox-not-freed", sandbox=sandbox_id, error=str(error))
 
-    async def _reset(self, sandbox_id: str) -> None:
+    def _make_new(self, sandbox_id: str) -> None:
         life = self._lives.get(sandbox_id)
         if life is None or life.sandbox is None:
             return
+        if life.sandbox.as_new:
+            self._report(ResetDone(sandbox_id, clean=True))
+        else:
+            self._tasks.create_task(self._reset(sandbox_id, life.sandbox), name=f"reset:{sandbox_id}")
+
+    async def _reset(self, sandbox_id: str, sandbox: Sandbox) -> None:
         try:
-            clean = await life.sandbox.reset()
+            clean = await sandbox.reset()
         except SandboxLost:
             clean = False
         self._report(ResetDone(sandbox_id, clean))

@@ -61,6 +61,7 @@ class Sandbox:
         self._work_path = box.link.setup.work_path
         self._events = LimitEvents()
         self._soiled = False
+        self._new_after = -1  # the stream after which it was as good as new
 
     @property
     def spec(self) -> SandboxSpec:
@@ -69,6 +70,11 @@ class Sandbox:
     @property
     def soiled(self) -> bool:
         return self._soiled or self._link.lost is not None
+
+    @property
+    def as_new(self) -> bool:
+        """True when its last exec was followed by a reset (``ExecRequest.reset_after``) and nothing came after."""
+        return self._new_after == self._link.last_stream and not self.soiled
 
     @property
     def lost(self) -> SandboxLost | None:
@@ -92,12 +98,16 @@ class Sandbox:
         execution = self.start_nowait(request, stdin=stdin is not None)
         try:
             if stdin is None:
-                return await _consume(execution, on_output)
-            if isinstance(stdin, bytes) and len(stdin) <= protocol.WINDOW_BYTES:
+                result = await _consume(execution, on_output)
+            elif isinstance(stdin, bytes) and len(stdin) <= protocol.WINDOW_BYTES:
                 await execution.write_stdin(stdin)  # fits the window: does not wait
                 execution.close_stdin()
-                return await _consume(execution, on_output)
-            return await _consume_while_feeding(execution, stdin, on_output)
+                result = await _consume(execution, on_output)
+            else:
+                result = await _consume_while_feeding(execution, stdin, on_output)
+            if result.reset:
+                self._new_after = self._link.last_stream
+            return result
         finally:
             if execution.result is None and self._link.lost is None:
                 await finish(execution.kill_and_wait(), within_s=_CLEANUP_WITHIN_S)
@@ -213,6 +223,8 @@ class Sandbox:
         Raises:
             SandboxLost: the sandbox died.
         """
+        if self.as_new:
+            return True
         clean, _ = await self._link.reset()
         self._soiled = self._soiled or not clean
         return clean

@@ -38,6 +38,11 @@ class TaskPlugins:
         """True when some plugin has this hook."""
         return bool(self._by_hook[hook])
 
+    @property
+    def take_out(self) -> bool:
+        """True when some plugin may look into the sandbox after the command."""
+        return any(plugin.takes_out for _, plugin in self._by_hook["stopped"])
+
     async def call(self, hook: str, *arguments: Any) -> list[Any]:
         """What the hooks returned. Raises HooksFailed when all have ended and some failed.
 

@@ -82,6 +82,8 @@ class TaskPlugin:
     """One plugin's part in one run. Override what you need: a hook that is not overridden costs nothing."""
 
     overridden: ClassVar[frozenset[str]] = frozenset()
+    takes_out: ClassVar[bool] = True
+    """False for a plugin whose ``stopped`` does not look into the sandbox: it may be empty by then."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

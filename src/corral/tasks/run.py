@@ -207,7 +207,9 @@ class Run:
         await self._plugins.call("started")
 
         self.stage = Stage.WAITING
-        result = self._result = await sandbox.exec(_request(draft), on_output=self._log.write)
+        result = self._result = await sandbox.exec(
+            _request(draft, reset_after=not self._plugins.take_out), on_output=self._log.write
+        )
         if (waiting := self._log.command_ended()) is not None:
             await waiting
 
@@ -345,7 +347,7 @@ class Run:
         )
 
 
-def _request(draft: ExecDraft) -> ExecRequest:
+def _request(draft: ExecDraft, *, reset_after: bool) -> ExecRequest:
     return ExecRequest(
         argv=draft.argv,
         env=tuple(draft.env.items()),
@@ -353,6 +355,7 @@ def _request(draft: ExecDraft) -> ExecRequest:
         timeout_s=draft.timeout_s,
         output_bytes_max=draft.output_bytes_max,
         merge_output=True,  # the log keeps the order of what the command wrote
+        reset_after=reset_after,
     )
 
 

@@ -2,6 +2,6 @@
 
 from corral.sandboxes.link.binary import agent_path
 from corral.sandboxes.link.link import Link
-from corral.sandboxes.link.setup import ResourceLimit, Setup, TmpfsMount
+from corral.sandboxes.link.setup import Reseed, ResourceLimit, Setup, TmpfsMount
 
-__all__ = ["Link", "ResourceLimit", "Setup", "TmpfsMount", "agent_path"]
+__all__ = ["Link", "Reseed", "ResourceLimit", "Setup", "TmpfsMount", "agent_path"]

@@ -189,6 +189,7 @@ class Execution:
             message=self._sentence(end, exit_),
             usage=exit_.usage,
             left_processes=exit_.left_processes or exit_.survivors or exit_.keeper_lost,
+            reset=exit_.reset and self._link.last_stream == self._stream.id,  # nothing else was begun meanwhile
         )
 
     def _sentence(self, end: End, exit_: Exit) -> str:

@@ -106,6 +106,11 @@ class Link:
         """Why the link has ended, or None while it is up."""
         return self._lost
 
+    @property
+    def last_stream(self) -> int:
+        """The number of the stream that was opened last."""
+        return self._last_id
+
     async def wait_lost(self) -> None:
         """Return when the link has ended for any reason. Cancellation: safe."""
         await asyncio.wait({self._closed})

@@ -65,6 +65,7 @@ EXEC_STDIN: Final = 1
 EXEC_TERMINAL: Final = 2
 EXEC_USER: Final = 4
 EXEC_MERGE: Final = 8
+EXEC_RESET: Final = 16
 EXIT_STATUS: Final = 0
 EXIT_SIGNAL: Final = 1
 EXIT_LEFT_PROCESSES: Final = 1
@@ -73,6 +74,7 @@ EXIT_SURVIVORS: Final = 4
 EXIT_KEEPER_LOST: Final = 8
 EXIT_OUT_OF_MEMORY: Final = 16
 EXIT_PROCESS_LIMIT: Final = 32
+EXIT_RESET: Final = 64
 ENTRY_FILE: Final = 0
 ENTRY_DIRECTORY: Final = 1
 ENTRY_SYMLINK: Final = 2
@@ -157,6 +159,7 @@ class Exit:
     keeper_lost: bool
     out_of_memory: bool = False
     process_limit: bool = False
+    reset: bool = False
 
 
 class FileError(NamedTuple):
@@ -246,7 +249,7 @@ def encode_exec(request: ExecRequest, *, stdin: bool, user: tuple[int, int] | No
     """Payload of EXEC; ``user`` is (uid, gid)."""
     terminal = request.terminal or TerminalSize(0, 0)
     flags = EXEC_STDIN * stdin | EXEC_TERMINAL * (request.terminal is not None) | EXEC_USER * (user is not None)
-    flags |= EXEC_MERGE * request.merge_output
+    flags |= EXEC_MERGE * request.merge_output | EXEC_RESET * request.reset_after
     uid, gid = user or (0, 0)
     return b"".join(
         (
@@ -385,6 +388,7 @@ def decode_exit(payload: bytes) -> Exit:
         keeper_lost=bool(flags & EXIT_KEEPER_LOST),
         out_of_memory=bool(flags & EXIT_OUT_OF_MEMORY),
         process_limit=bool(flags & EXIT_PROCESS_LIMIT),
+        reset=bool(flags & EXIT_RESET),
     )
 
 

@@ -144,6 +144,8 @@ class Shipper:
 
 
 class _Limit(TaskPlugin):
+    takes_out = False
+
     def __init__(self, run: RunContext, log_bytes_max: int) -> None:
         self._run = run
         self._log_bytes_max = log_bytes_max

@@ -63,6 +63,8 @@ class MaxRunTimePlugin(Plugin):
 
 
 class _Bound(TaskPlugin):
+    takes_out = False
+
     def __init__(self, run: RunContext, limit_s: float) -> None:
         self._run = run
         self._limit_s = limit_s

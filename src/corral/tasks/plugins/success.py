@@ -53,6 +53,8 @@ class SuccessPlugin(Plugin):
 
 
 class _Judge(TaskPlugin):
+    takes_out = False
+
     def __init__(self, run: RunContext, fields: SuccessFields) -> None:
         self._run = run
         self._fields = fields

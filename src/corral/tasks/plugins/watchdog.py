@@ -74,6 +74,8 @@ class WatchdogPlugin(Plugin):
 
 
 class _Watched(TaskPlugin):
+    takes_out = False
+
     def __init__(self, watchdog: WatchdogPlugin) -> None:
         self._watchdog = watchdog
         self._runs = False
