@@ -70,14 +70,34 @@ class Runtime(Protocol):
 
 @runtime_checkable
 class Snapshotting(Protocol):
-    """The optional power to freeze a box and start it again; see ``Capabilities.snapshot``."""
+    """The optional power to freeze a box and go on from there; see ``Capabilities.snapshot``.
+
+    A snapshot stays on this worker and ends with it. It holds the memory of its tenant, who alone gets it back.
+    """
 
     async def snapshot(self, box: Box) -> Digest:
-        """Freeze ``box`` into the store."""
+        """Freeze ``box``, in which nothing runs, and stop it; what is in its folders is in the snapshot.
+
+        Raises:
+            InvalidSpec: another runtime started it.
+            SandboxFailed: it could not be frozen; it is stopped all the same.
+        Cancellation: the box is stopped first.
+        """
         ...
 
     async def restore(self, snapshot: Digest, spec: SandboxSpec) -> Box:
-        """Start a box from a snapshot."""
+        """Start a box from a snapshot, as often as wanted. Before its first exec it has the clock, the randomness and
+        the names of ``spec``.
+
+        Raises:
+            NotFound: there is no such snapshot (any more).
+            InvalidSpec: it belongs to another tenant, or has another root or size.
+            SandboxFailed, Cancellation: as ``Runtime.start``.
+        """
+        ...
+
+    async def forget(self, snapshot: Digest) -> None:
+        """Remove it; nothing when it is gone. Boxes that came from it live on."""
         ...
 
 

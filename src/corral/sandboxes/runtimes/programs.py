@@ -14,7 +14,7 @@ from corral.kernel.errors import SandboxFailed
 
 Version = tuple[int, ...]
 _ASK_WITHIN_S: Final = 10.0
-_NUMBER: Final = re.compile(r"version\s+(?:release-|0\.0~)?v?(\d+(?:\.\d+)*)")
+_NUMBER: Final = re.compile(r"(?:version\s+|\sv)(?:release-|0\.0~)?v?(\d+(?:\.\d+)*)")
 
 
 class Policy(StrEnum):
@@ -124,7 +124,7 @@ def _ask(path: Path, names: Sequence[str]) -> Program:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise SandboxFailed(f"{path} does not tell its version: {error}") from error
     text = done.stdout.decode("utf-8", "replace")
-    name = next((name for name in names if text.startswith(f"{name} ")), None)
+    name = next((name for name in names if text.lower().startswith(f"{name.lower()} ")), None)
     version = _NUMBER.search(text)
     if name is None or version is None:
         raise SandboxFailed(
