@@ -23,7 +23,7 @@
 #define DEPTH_MAX 8                      /* wrappers that call wrappers */
 
 enum { ASK_COMPILE = 1, ASK_REPORT = 2 };
-enum { ANSWER_HIT = 1, ANSWER_PASS = 2, ANSWER_RUN = 3, ANSWER_DONE = 4, ANSWER_WAIT = 5 };
+enum { ANSWER_HIT = 1, ANSWER_PASS = 2, ANSWER_RUN = 3, ANSWER_DONE = 4, ANSWER_WAIT = 5, ANSWER_NOTE = 6 };
 enum { STDERR_IS_TERMINAL = 1 };
 enum { RUN_DEPENDENCIES = 1, RUN_HEADER_LIST = 2 };
 /* RUN_DEPENDENCIES: the last word of argv is replaced by the name of a memory file, which goes into the report.
@@ -65,7 +65,7 @@ _Noreturn void become(const struct command *command);
 int open_daemon(const struct command *command, unsigned char token[TOKEN_BYTES]);
 
 bool send_frame(int daemon, const struct buffer *frame);
-/* Wait for the next answer that is not ANSWER_WAIT. NULL: none came. The caller frees it. */
+/* Wait for the next answer that is not ANSWER_WAIT; a note for the user is printed. NULL: none came. The caller frees it. */
 unsigned char *receive_frame(int daemon, size_t *length);
 bool write_all(int descriptor, const void *bytes, size_t length);
 

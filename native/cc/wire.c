@@ -167,7 +167,9 @@ unsigned char *receive_frame(int daemon, size_t *length)
 			free(bytes);
 			return NULL;
 		}
-		if (bytes[0] != ANSWER_WAIT)
+		if (bytes[0] == ANSWER_NOTE)
+			write_all(2, bytes + 1, *length - 1);
+		else if (bytes[0] != ANSWER_WAIT)
 			return bytes;
 		free(bytes);
 	}

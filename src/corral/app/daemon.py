@@ -26,6 +26,7 @@ from corral.compile.server import Server
 from corral.compile.service import CompileService
 from corral.compile.settings import config_file, load_compile_config, store_directory
 from corral.compile.store import ResultStore
+from corral.compile.telling import Teller
 from corral.kernel.clock import SystemClock
 from corral.kernel.errors import CorralError
 
@@ -45,15 +46,17 @@ class Daemon:
         self.config = load_compile_config(environment)
         self._clock = SystemClock()
         self._store = ResultStore(store_directory(self.config, environment), self.config)
-        self._records = Records(self._store.directory, records_max=self.config.records)
-        self._journal = Journal(self._store.directory, bytes_max=self.config.journal_bytes)
+        self._teller = Teller(
+            Journal(self._store.directory, bytes_max=self.config.journal_bytes),
+            Records(self._store.directory, records_max=self.config.records),
+            self._clock,
+        )
         self._service = CompileService(
             self.config,
             store=self._store,
-            records=self._records,
-            journal=self._journal,
+            teller=self._teller,
             clock=self._clock,
-            namespace=world(),
+            world=world(),
         )
         self._started_s = self._clock.monotonic_s()
         self._stopping = asyncio.Event()
@@ -88,7 +91,7 @@ class Daemon:
         await asyncio.to_thread(self._store.scan)
         while True:
             await asyncio.sleep(_TICK_S)
-            self._service.tick()
+            self._teller.write_events()
             if _stamp(self._file) != self._file_seen:
                 self._reload()
             idle_s = self._clock.monotonic_s() - self._service.used_s

@@ -8,6 +8,7 @@ from typing import Final, TypeVar
 
 import blake3
 import msgspec
+import zstandard
 
 from corral.compile.model import IncludeSet, Result
 
@@ -44,6 +45,22 @@ class SetsEntry(msgspec.Struct, frozen=True, kw_only=True):
 _encoder: Final = msgspec.msgpack.Encoder()
 _results: Final = msgspec.msgpack.Decoder(ResultEntry)
 _sets: Final = msgspec.msgpack.Decoder(SetsEntry)
+
+
+def compressed(data: bytes, level: int) -> bytes:
+    """The content of a file, as it lies within an entry."""
+    return zstandard.compress(data, level)
+
+
+def uncompressed(data: bytes, size_bytes: int) -> bytes:
+    """... and back. Raises LookupError when it is not what it says."""
+    try:
+        found = zstandard.decompress(data, max_output_size=size_bytes)
+    except zstandard.ZstdError as error:
+        raise LookupError(str(error)) from error
+    if len(found) != size_bytes:
+        raise LookupError(f"{len(found)} bytes instead of {size_bytes}")
+    return found
 
 
 def encode(entry: ResultEntry | SetsEntry) -> bytes:

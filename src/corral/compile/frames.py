@@ -19,6 +19,7 @@ CONTROL: Final = 3
 
 _HIT: Final = b"\x01"
 _RUN: Final = b"\x03"
+_NOTE: Final = b"\x06"
 PASS: Final = b"\x01\x00\x00\x00\x02"
 DONE: Final = b"\x01\x00\x00\x00\x04"
 WAIT: Final = b"\x01\x00\x00\x00\x05"
@@ -144,6 +145,11 @@ def run(number: int, arguments: list[str], *, memory_word: int, header_list: boo
     flags = RUN_HEADER_LIST if header_list else 0
     block = b"".join(word.encode("utf-8", "surrogateescape") + b"\0" for word in arguments)
     return framed(_RUN + _RUN_HEAD.pack(number, flags, memory_word, len(block)) + block)
+
+
+def note(text: str) -> bytes:
+    """One line for the user's stderr; an answer follows."""
+    return framed(_NOTE + text.encode() + b"\n")
 
 
 def control(token: bytes, message: bytes) -> bytes:

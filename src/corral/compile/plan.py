@@ -5,7 +5,7 @@ meanwhile (compiler, response files, headers) is checked at every use.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from corral.compile import cacheability, closure, grammars, key
@@ -17,7 +17,6 @@ from corral.compile.model import (
     BypassReason,
     Cacheable,
     CompilerIdentity,
-    Family,
     FileTraits,
     IncludeSet,
     Invocation,
@@ -31,6 +30,9 @@ _TRUSTED_AFTER_NS: Final = 100_000_000
 """A directory that changed later than so long ago may change again within one tick of its clock."""
 
 
+_NOT_ASKED: Final = CompilerIdentity(digest="", path="", vendor=None)
+
+
 class LiveSet:
     """An include set with absolute names, ready to be compared with the disk."""
 
@@ -42,7 +44,7 @@ class LiveSet:
         self.pairs = [(absolute(path, root=root), content_hash) for path, content_hash in include_set.files]
         self.absent = [*_by_directory(include_set.absent, root)]
 
-    def holds(self, table: FileTable, *, root: str, moment: "Callable[[LiveSet], str | None]", now_ns: int) -> bool:
+    def holds(self, table: FileTable, root: str, *, moment: "Callable[[LiveSet], str | None]", now_ns: int) -> bool:
         """Tell whether a compile now would read the same."""
         included = self.include_set
         if included.bound_to and included.bound_to != root:
@@ -138,6 +140,7 @@ class Plan:
         self.request_key = ""
         self.targets: dict[str, str] = {}
         self.sets: list[LiveSet] | None = None
+        self.identity = _NOT_ASKED
         self.bypass = self._read()
 
     def _read(self) -> Bypass | None:
@@ -160,8 +163,9 @@ class Plan:
         return None
 
     def identify(self, identity: CompilerIdentity) -> None:
-        """Complete the plan, once it is known which compiler it is."""
+        """Complete the plan, once it is known which compiler it is; what was known of another one is forgotten."""
         self.identity = identity
+        self.sets = None
         if self.bypass is not None:
             return
         if identity.vendor is None:
@@ -177,6 +181,15 @@ class Plan:
         )
         self.request_key = key.request_key(self.inputs)
 
+    def live(self, sets: Iterable[tuple[IncludeSet, str]]) -> list[LiveSet]:
+        """Stored include sets, ready to be compared."""
+        return [LiveSet(included, result_key, self.root) for included, result_key in sets]
+
+    def remember(self, live: LiveSet, *, at_most: int) -> None:
+        """Put a new set in front."""
+        others = [each for each in self.sets or () if each.result_key != live.result_key]
+        self.sets = [live, *others][:at_most]
+
     def here(self, path: str) -> str:
         """``path`` as named by this compile, absolute."""
         return path if path.startswith("/") else f"{self.cwd}/{path}"
@@ -190,11 +203,6 @@ class Plan:
             except OSError:
                 return False
         return True
-
-    @property
-    def is_gnu(self) -> bool:
-        """The grammar of this compile."""
-        return self.invocation.family is Family.GNU
 
     def _response(self, path: str) -> bytes | None:
         place = self.here(path)

@@ -18,15 +18,23 @@ from typing import Final
 
 import blake3
 import msgspec
-import zstandard
 
 from corral.blobs.machine import Resident, plan_eviction
 from corral.blobs.model import StoreLimits
-from corral.compile.entries import Content, ResultEntry, SetsEntry, decode_result, decode_sets, encode
+from corral.compile.entries import (
+    Content,
+    ResultEntry,
+    SetsEntry,
+    compressed,
+    decode_result,
+    decode_sets,
+    encode,
+    uncompressed,
+)
 from corral.compile.limits import CompileConfig
 from corral.compile.model import IncludeSet, OutputFile, Result
 from corral.compile.place import clone, new_file
-from corral.kernel.errors import QuotaExceeded, StoreUnavailable
+from corral.kernel.errors import CorralError, QuotaExceeded, StoreUnavailable
 from corral.kernel.units import format_size
 
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -54,7 +62,6 @@ class ResultStore:
         self._base = str(directory / "v1")
         self._config = config
         self._names = itertools.count()
-        self._decompress = zstandard.ZstdDecompressor()
         self.used_bytes = 0
         self.unwritten = 0
         """Results that could not be stored since the start, for a full disk most of all."""
@@ -109,7 +116,7 @@ class ResultStore:
             file, target = sizes[content.role], targets[content.role]
             mode = file.mode & ~umask
             if content.inside:
-                data = self._unpacked(content, file)
+                data = uncompressed(content.data, file.size_bytes)
                 new_file(target, rules(data) if content.role == "dependencies" else data, mode=mode)
             else:
                 self._place_object(entry.key, file, target, mode)
@@ -120,18 +127,12 @@ class ResultStore:
             if content.role != role:
                 continue
             if content.inside:
-                return self._unpacked(content, file)
+                return uncompressed(content.data, file.size_bytes)
             data = self._read("objects", file.digest, at_most=None, now_s=None)
             if data is not None and blake3.blake3(data).hexdigest() == file.digest:
                 return data
             self._remove("results", entry.key)
         raise LookupError(role)
-
-    def _unpacked(self, content: Content, file: OutputFile) -> bytes:
-        try:
-            return self._decompress.decompress(content.data, max_output_size=file.size_bytes)
-        except zstandard.ZstdError as error:
-            raise LookupError(file.digest) from error
 
     def _place_object(self, key: str, file: OutputFile, target: str, mode: int) -> None:
         source = self._path("objects", file.digest)
@@ -160,20 +161,33 @@ class ResultStore:
         """
         try:
             contents = tuple(self._stored(file, files[file.role]) for file in result.files)
-            self._write("results", result_key, encode(ResultEntry(key=result_key, result=result, contents=contents)))
-            kept = [pair for pair in self.sets(request_key) if pair[1] != result_key]
-            sets = ((include_set, result_key), *kept)[: self._config.include_sets]
-            self._write("sets", request_key, encode(SetsEntry(key=request_key, sets=sets)))
+            self._put(request_key, include_set, ResultEntry(key=result_key, result=result, contents=contents))
         except OSError as error:
+            raise self._failure(error) from error
+
+    def adopt(self, request_key: str, include_set: IncludeSet, entry: ResultEntry) -> None:
+        """Store a result that came from elsewhere; a disk that fails keeps nothing and hinders nobody."""
+        try:
+            self._put(request_key, include_set, entry)
+        except OSError:
             self.unwritten += 1
-            if error.errno in _FULL:
-                raise QuotaExceeded(f"the disk of the compile store {self.directory} is full") from error
-            raise StoreUnavailable(f"the compile store {self.directory} failed: {error.strerror}") from error
+
+    def _put(self, request_key: str, include_set: IncludeSet, entry: ResultEntry) -> None:
+        self._write("results", entry.key, encode(entry))
+        kept = [pair for pair in self.sets(request_key) if pair[1] != entry.key]
+        sets = ((include_set, entry.key), *kept)[: self._config.include_sets]
+        self._write("sets", request_key, encode(SetsEntry(key=request_key, sets=sets)))
+
+    def _failure(self, error: OSError) -> CorralError:
+        self.unwritten += 1
+        if error.errno in _FULL:
+            return QuotaExceeded(f"the disk of the compile store {self.directory} is full")
+        return StoreUnavailable(f"the compile store {self.directory} failed: {error.strerror}")
 
     def _stored(self, file: OutputFile, data: bytes) -> Content:
         # Make rules are rewritten when they are replayed, so they always lie within.
         if self._config.compression_level or file.role == "dependencies":
-            data = zstandard.compress(data, self._config.compression_level or 1)
+            data = compressed(data, self._config.compression_level or 1)
             return Content(file.role, inside=True, data=data)
         if not Path(self._path("objects", file.digest)).exists():
             self._write("objects", file.digest, data)

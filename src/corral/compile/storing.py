@@ -8,6 +8,7 @@ import os
 import subprocess
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from stat import S_ISREG
 from typing import Final
 
 import blake3
@@ -19,7 +20,7 @@ from corral.compile.files import FileEntry, FileTable
 from corral.compile.frames import Report
 from corral.compile.model import FileTraits, IncludeSet, OutputFile, Result
 from corral.compile.paths import absolute
-from corral.compile.plan import Plan, moment_of
+from corral.compile.plan import LiveSet, Plan, moment_of
 from corral.compile.store import ResultStore
 from corral.kernel.errors import CorralError
 
@@ -41,6 +42,32 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     entries: tuple[FileEntry, ...] = ()
 
 
+class Outputs(msgspec.Struct, frozen=True):
+    """Copies of what a run wrote, by role, and the permissions before the umask."""
+
+    files: dict[str, bytes]
+    modes: dict[str, int]
+
+
+def collect(plan: Plan, report: Report, *, object_bytes: int) -> Outputs | str:
+    """Copy the outputs, before the wrapper goes on and the next line of make changes them; or why that cannot be."""
+    if not report.whole:
+        return "its messages are too long"
+    files: dict[str, bytes] = {}
+    modes: dict[str, int] = {}
+    for role, path in plan.targets.items():
+        try:
+            with open(path, "rb", buffering=0) as file:
+                found = os.fstat(file.fileno())
+                if not S_ISREG(found.st_mode) or found.st_size > object_bytes:
+                    return f"{path} is no regular file, or too large"
+                files[role] = file.read()
+        except OSError as error:
+            return f"{path}: {error.strerror}"
+        modes[role] = 0o777 if found.st_mode & 0o100 else 0o666
+    return Outputs(files, modes)
+
+
 class NotKept(Exception):
     """This result must not be stored; the text says why."""
 
@@ -49,8 +76,7 @@ def keep(
     plan: Plan,
     capture: Capture,
     report: Report,
-    files: dict[str, bytes],
-    modes: dict[str, int],
+    outputs: Outputs,
     *,
     started_ns: int,
     now_s: float,
@@ -58,6 +84,7 @@ def keep(
     store: ResultStore,
 ) -> Kept:
     """Store what a run left, if that is safe."""
+    files = outputs.files
     entries: list[FileEntry] = []
     try:
         _check_clock(report)
@@ -71,7 +98,7 @@ def keep(
                     role=role,
                     digest=blake3.blake3(data).hexdigest(),
                     size_bytes=len(data),
-                    mode=modes.get(role, 0o666),
+                    mode=outputs.modes.get(role, 0o666),
                 )
                 for role, data in stored.items()
             ),
@@ -149,6 +176,17 @@ def include_set(
     contents = [data for role, data in files.items() if role != "dependencies"]
     bound_to = closure.bound_to(plan.root, contents=contents, found=found, invocation=plan.invocation)
     return IncludeSet(files=tuple(hashes), absent=missing, bound_to=bound_to, moment=moment)
+
+
+def moment_now(plan: Plan, table: FileTable, live: LiveSet, *, now_s: float) -> str | None:
+    """What time macros say now of the files of a set."""
+    found = []
+    for path, _ in live.include_set.files:
+        entry = table.entry(absolute(path, root=plan.root))
+        if entry is None:
+            return None
+        found.append((path, entry.traits))
+    return moment_of(plan, found, today=today(now_s))
 
 
 def today(now_s: float) -> str:
