@@ -5,7 +5,8 @@ seconds of the scheduler's process. The table ``LEGAL`` says which events mean s
 change nothing.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field, replace
 from typing import Final, assert_never
 
 from corral.fleet.model import FleetConfig, WorkerPhase
@@ -174,6 +175,46 @@ def feasible(life: WorkerLife, *, runtimes: tuple[str, ...], wanted: str) -> boo
     """True when the worker may take new work that asks for the runtime ``wanted`` ("" = any)."""
     takes_work = life.phase is WorkerPhase.READY and not life.drain_asked and not life.draining
     return takes_work and (wanted == "" or wanted in runtimes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A worker that clients may be sent to.
+
+    Attributes:
+        slots: how many executions it takes at once.
+        busy: how many hold a slot, or are promised one: what it says, and what it cannot have heard of yet.
+        images: that are prepared there.
+        warm: it has sandboxes of this tenant and image standing ready.
+    """
+
+    worker_id: str
+    slots: int
+    busy: int = 0
+    images: Collection[str] = field(default_factory=frozenset)
+    warm: bool = False
+
+
+_COLD_IMAGE: Final = 100.0
+_WARM: Final = 2.0
+
+
+def place(candidates: Iterable[Candidate], *, image: str, avoid: Collection[str] = ()) -> str | None:
+    """The worker that the next execution should go to; None when all are full. Lower scores win.
+
+    The score is the load, as on a worker of the largest size, plus 100 where the image would have to be fetched
+    first, minus 2 where a sandbox stands ready: that much, and not more, so that a parallel build spreads. ``avoid``
+    are workers that just failed; they come last.
+    """
+    free = [each for each in candidates if each.slots > each.busy]
+    largest = max((each.slots for each in free), default=0)
+
+    def score(each: Candidate) -> tuple[bool, float, str]:
+        load = each.busy * largest / each.slots
+        cold = _COLD_IMAGE if image and image not in each.images else 0.0
+        return each.worker_id in avoid, load + cold - (_WARM if each.warm else 0.0), each.worker_id
+
+    return min(free, key=score).worker_id if free else None
 
 
 def _registered(life: WorkerLife, event: Registered, now_s: float) -> Step:

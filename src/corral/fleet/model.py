@@ -47,6 +47,7 @@ class Registration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         address: where clients may dial it; "" when they may not.
         images: digests of images that are prepared there.
         certificate_fingerprint: SHA-256 of its certificate, lower-case hex; "" without one.
+        result_key: the Ed25519 public key that signs results there, hex; "" without one.
     """
 
     worker_id: str
@@ -58,10 +59,12 @@ class Registration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     certificate_fingerprint: str = ""
     version: str = ""
     labels: dict[str, str] = {}
+    result_key: str = ""
 
 
 class WorkerState(msgspec.Struct, frozen=True, kw_only=True):
-    """What is: a worker's heartbeat. ``runs`` is everything that holds a slot; ``load`` is per core."""
+    """What is: a worker's heartbeat. ``runs`` is everything that holds a slot; ``load`` is per core; ``executions``
+    came through its own door."""
 
     slots_free: int
     runs: tuple[RunRef, ...] = ()
@@ -71,14 +74,19 @@ class WorkerState(msgspec.Struct, frozen=True, kw_only=True):
     disk_free_bytes: int = 0
     memory_free_bytes: int = 0
     pools_json: str = ""
+    executions: int = 0
 
 
 class DesiredState(msgspec.Struct, frozen=True, kw_only=True):
-    """What should be: take nothing new (``drain``), abort these runs (``cancel``), speak this often."""
+    """What should be: take nothing new (``drain``), abort these runs (``cancel``), speak this often.
+
+    ``route_key`` signs the tokens of clients that dial the worker; b"" as long as no route was given.
+    """
 
     heartbeat_s: float
     drain: bool = False
     cancel: tuple[RunRef, ...] = ()
+    route_key: bytes = b""
 
 
 class FleetConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

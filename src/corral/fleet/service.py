@@ -109,6 +109,7 @@ class Fleet:
         self._forgotten: set[str] = set()
         self._expiring: set[str] = set()
         self._expire_turn = asyncio.Lock()
+        self._route_key = b""
         self._work = asyncio.Event()
 
     async def load(self) -> None:
@@ -205,7 +206,12 @@ class Fleet:
         """What the worker should be. Raises StoreUnavailable."""
         member = self._member(worker_id)
         cancel = tuple(await self._hooks.desired_cancels(worker_id))
-        return DesiredState(heartbeat_s=self.config.heartbeat_s, drain=member.life.drain_asked, cancel=cancel)
+        return DesiredState(
+            heartbeat_s=self.config.heartbeat_s,
+            drain=member.life.drain_asked,
+            cancel=cancel,
+            route_key=self._route_key,
+        )
 
     async def wait_feasible(self, session: Session, *, within_s: float) -> tuple[str, ...] | None:
         """Wait until the worker may take work; its runtimes, or None when it still may not. Cancellation: safe."""
@@ -260,6 +266,23 @@ class Fleet:
             for worker_id, member in self._members.items()
             if machine.feasible(member.life, runtimes=member.registration.runtimes, wanted=runtime)
         ]
+
+    def dialable(self) -> list[Worker]:
+        """Workers of this scheduler that may take new work and that clients may dial."""
+        return [
+            self.get(worker_id)
+            for worker_id, member in self._members.items()
+            if member.here
+            and member.registration.address
+            and machine.feasible(member.life, runtimes=member.registration.runtimes, wanted="")
+        ]
+
+    def publish_route_key(self, public: bytes) -> None:
+        """Tell all workers at once whose tokens they may accept."""
+        self._route_key = public
+        for member in self._members.values():
+            if member.attendance is not None:
+                member.attendance.news.set()
 
     def statistics(self) -> dict[str, int]:
         """How many workers are in each phase, slots offered by and free on those that are ready."""

@@ -39,6 +39,7 @@ def registration_to_message(registration: Registration) -> fleet_pb2.RegisterReq
         certificate_fingerprint=registration.certificate_fingerprint,
         version=registration.version,
         labels=registration.labels,
+        result_key=registration.result_key,
     )
 
 
@@ -59,6 +60,7 @@ def registration_from_message(message: fleet_pb2.RegisterRequest) -> Registratio
         certificate_fingerprint=message.certificate_fingerprint,
         version=message.version,
         labels=dict(message.labels),
+        result_key=message.result_key,
     )
 
 
@@ -73,6 +75,7 @@ def state_to_message(state: WorkerState) -> fleet_pb2.WorkerState:
         disk_free_bytes=state.disk_free_bytes,
         memory_free_bytes=state.memory_free_bytes,
         pools_json=state.pools_json,
+        executions=state.executions,
     )
 
 
@@ -87,6 +90,7 @@ def state_from_message(message: fleet_pb2.WorkerState) -> WorkerState:
         disk_free_bytes=message.disk_free_bytes,
         memory_free_bytes=message.memory_free_bytes,
         pools_json=message.pools_json,
+        executions=message.executions,
     )
 
 
@@ -96,9 +100,15 @@ def desired_to_message(desired: DesiredState) -> fleet_pb2.DesiredState:
         drain=desired.drain,
         cancel=[ref_to_message(ref) for ref in desired.cancel],
         heartbeat_s=desired.heartbeat_s,
+        route_key=desired.route_key,
     )
 
 
 def desired_from_message(message: fleet_pb2.DesiredState) -> DesiredState:
     """What should be."""
-    return DesiredState(drain=message.drain, cancel=refs_from_messages(message.cancel), heartbeat_s=message.heartbeat_s)
+    return DesiredState(
+        drain=message.drain,
+        cancel=refs_from_messages(message.cancel),
+        heartbeat_s=message.heartbeat_s,
+        route_key=message.route_key,
+    )

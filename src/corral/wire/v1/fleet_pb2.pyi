@@ -135,6 +135,7 @@ class RegisterRequest(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     INSTANCE_FIELD_NUMBER: _builtins.int
+    RESULT_KEY_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     address: _builtins.str
     """where clients may dial this worker; "" when they may not"""
@@ -142,6 +143,8 @@ class RegisterRequest(_message.Message):
     """SHA-256 of the worker's certificate, hex"""
     version: _builtins.str
     instance: _builtins.str
+    result_key: _builtins.str
+    """the Ed25519 public key that signs results of this worker's door, hex"""
     @_builtins.property
     def capacity(self) -> Global___Capacity: ...
     @_builtins.property
@@ -164,10 +167,11 @@ class RegisterRequest(_message.Message):
         version: _builtins.str = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         instance: _builtins.str = ...,
+        result_key: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capacity", b"capacity", "certificate_fingerprint", b"certificate_fingerprint", "images", b"images", "instance", b"instance", "labels", b"labels", "runtimes", b"runtimes", "version", b"version", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capacity", b"capacity", "certificate_fingerprint", b"certificate_fingerprint", "images", b"images", "instance", b"instance", "labels", b"labels", "result_key", b"result_key", "runtimes", b"runtimes", "version", b"version", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -234,6 +238,7 @@ class WorkerState(_message.Message):
     DISK_FREE_BYTES_FIELD_NUMBER: _builtins.int
     MEMORY_FREE_BYTES_FIELD_NUMBER: _builtins.int
     POOLS_JSON_FIELD_NUMBER: _builtins.int
+    EXECUTIONS_FIELD_NUMBER: _builtins.int
     slots_free: _builtins.int
     draining: _builtins.bool
     load: _builtins.float
@@ -242,6 +247,8 @@ class WorkerState(_message.Message):
     memory_free_bytes: _builtins.int
     pools_json: _builtins.str
     """statistics of the sandbox pools, for people"""
+    executions: _builtins.int
+    """that came through the worker's own door and hold a slot"""
     @_builtins.property
     def runs(self) -> _containers.RepeatedCompositeFieldContainer[Global___RunRef]:
         """everything that holds a slot"""
@@ -259,10 +266,11 @@ class WorkerState(_message.Message):
         disk_free_bytes: _builtins.int = ...,
         memory_free_bytes: _builtins.int = ...,
         pools_json: _builtins.str = ...,
+        executions: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk_free_bytes", b"disk_free_bytes", "draining", b"draining", "images", b"images", "load", b"load", "memory_free_bytes", b"memory_free_bytes", "pools_json", b"pools_json", "runs", b"runs", "slots_free", b"slots_free"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk_free_bytes", b"disk_free_bytes", "draining", b"draining", "executions", b"executions", "images", b"images", "load", b"load", "memory_free_bytes", b"memory_free_bytes", "pools_json", b"pools_json", "runs", b"runs", "slots_free", b"slots_free"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -275,9 +283,12 @@ class DesiredState(_message.Message):
     DRAIN_FIELD_NUMBER: _builtins.int
     CANCEL_FIELD_NUMBER: _builtins.int
     HEARTBEAT_S_FIELD_NUMBER: _builtins.int
+    ROUTE_KEY_FIELD_NUMBER: _builtins.int
     drain: _builtins.bool
     """take nothing new, finish what runs"""
     heartbeat_s: _builtins.float
+    route_key: _builtins.bytes
+    """Ed25519, signs the tokens of clients that dial this worker"""
     @_builtins.property
     def cancel(self) -> _containers.RepeatedCompositeFieldContainer[Global___RunRef]:
         """abort these"""
@@ -288,10 +299,11 @@ class DesiredState(_message.Message):
         drain: _builtins.bool = ...,
         cancel: _abc.Iterable[Global___RunRef] | None = ...,
         heartbeat_s: _builtins.float = ...,
+        route_key: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "drain", b"drain", "heartbeat_s", b"heartbeat_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "drain", b"drain", "heartbeat_s", b"heartbeat_s", "route_key", b"route_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
