@@ -81,12 +81,15 @@ class Attendant:
 
     def report(self) -> FunctionsReport:
         """What is."""
+        epoch, version = self._host.routes_in_use()
         return FunctionsReport(
             capacity=self._host.capacity(),
             instances=tuple(self._host.reports()),
             prepared=tuple(each for each in self._prepared.values() if each is not None),
             demands=tuple(self._host.demands()),
             draining=self._draining(),
+            routes_epoch=epoch,
+            routes_version=version,
         )
 
     def take_lines(self) -> tuple[Sequence[LogLine], int]:

@@ -118,6 +118,7 @@ class Conductor:
         self._preparing: dict[RevisionKey, tuple[str, PrepareOrder, asyncio.Future[Prepared]]] = {}
         self._table = RoutingTable(epoch=epoch, version=1)
         self._dirty: set[FunctionKey] = set()
+        self._routed_since: dict[FunctionKey, tuple[int, int]] = {}
         self._started_s = clock.monotonic_s()
         self._settled = False
         self._work = asyncio.Event()
@@ -141,7 +142,9 @@ class Conductor:
         member = self._members.get(attendance.worker)
         if member is None or member.attendance is not attendance:
             return
-        first, member.report, member.heard = not member.heard, report, True
+        first, before, member.report, member.heard = not member.heard, member.report, report, True
+        if (before.routes_epoch, before.routes_version) != (report.routes_epoch, report.routes_version):
+            self.changed.notify()
         reported = {each.id for each in report.instances}
         for instance in report.instances:
             self._heard_instance(attendance.worker, instance)
@@ -232,6 +235,28 @@ class Conductor:
             self._warming[key] -= 1
             if self._warming[key] <= 0:
                 del self._warming[key]
+
+    async def wait_routed(self, key: FunctionKey, version: int, *, within_s: float) -> bool:
+        """Wait until all connected fronts route by this version of the function, or a later one; False if too late."""
+        until_s = self._clock.monotonic_s() + within_s
+        while True:
+            left_s = until_s - self._clock.monotonic_s()
+            if self._is_routed(key, version):
+                return True
+            if left_s <= 0:
+                return False
+            await self.changed.wait_notified(within_s=left_s)
+
+    def _is_routed(self, key: FunctionKey, version: int) -> bool:
+        """Fronts have all of a table or an older one, so it is enough to compare with when this version came in."""
+        if not self._settled or key in self._dirty:
+            return False
+        since = self._routed_since.get(key, (0, 0))
+        return since[0] >= version and all(
+            member.report.routes_epoch == self._table.epoch and member.report.routes_version >= since[1]
+            for member in self._members.values()
+            if self._attended(member) and member.report.capacity.front
+        )
 
     def status(self, key: RevisionKey) -> RevisionStatus:
         """What is known of a revision."""
@@ -382,9 +407,16 @@ class Conductor:
                 functions.pop(key, None)
             else:
                 functions[key] = self._route(function)
-        self._dirty.clear()
         if functions != self._table.functions:
             self._table = replace(self._table, version=self._table.version + 1, functions=functions)
+        for key in self._dirty:
+            function = self._registry.find(key)
+            known = self._routed_since.get(key, (0, 0))[0]
+            if function is None:
+                self._routed_since.pop(key, None)
+            elif known < function.version:
+                self._routed_since[key] = (function.version, self._table.version)
+        self._dirty.clear()
         self.changed.notify()
 
     def _route(self, function: Function) -> FunctionRoute:

@@ -13,6 +13,7 @@ class FunctionsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         module_bytes: of a program.
         prepare_s: how long a deployment waits for a worker to check and compile the program.
         warm_s: how long a switch or split waits for a first instance of a revision that gets requests.
+        routed_s: how long a change waits, after it is stored, until all fronts route by it.
         reconnect_grace_s: how long after the loss of a worker's stream its instances count as living.
         settle_s: how long a scheduler that starts waits for the workers it knows before it decides anything.
         tick_s: how often all is compared without a hint; reports and changes are acted on at once.
@@ -36,6 +37,7 @@ class FunctionsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     module_bytes: int = 64 * 1024**2
     prepare_s: float = 60.0
     warm_s: float = 5.0
+    routed_s: float = 1.0
     reconnect_grace_s: float = 1.0
     settle_s: float = 2.0
     tick_s: float = 0.5

@@ -286,6 +286,8 @@ class FunctionsReport(msgspec.Struct, frozen=True, kw_only=True):
     prepared: tuple[Prepared, ...] = ()
     demands: tuple[Demand, ...] = ()
     draining: bool = False
+    routes_epoch: str = ""
+    routes_version: int = 0
 
 
 class FunctionsOrders(msgspec.Struct, frozen=True, kw_only=True):

@@ -70,6 +70,13 @@ class Front(Protocol):
         """Use them from now on (within 10 ms); False when an update is missing, so that a whole one is asked for."""
         ...
 
+    def routes_in_use(self) -> tuple[str, int]:
+        """Epoch and version of the table by which requests are routed now; ``("", 0)`` before the first.
+
+        A change is answered to its owner when all fronts use it, so ``on_change`` is called when this grew.
+        """
+        ...
+
     def demands(self) -> Sequence[Demand]:
         """Revisions that have requests waiting or in flight here. Never waits."""
         ...

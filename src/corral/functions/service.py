@@ -119,7 +119,7 @@ class Functions:
             on_break=wanted.on_break,
             revisions_max=self.config.revisions_max,
         )
-        change = await self.registry.apply(wanted.key, command, actor=actor, expected=expected, spec=wanted.spec)
+        change = await self._changed(wanted.key, command, actor, expected, spec=wanted.spec)
         return Deployed(change, prepared)
 
     async def _prepare(self, key: RevisionKey, wanted: Deployment) -> Prepared:
@@ -175,7 +175,16 @@ class Functions:
         self._check_open()
         if isinstance(command, machine.SetScale):
             self._check_scale_max(command.scale)
-        return await self.registry.apply(key, command, actor=actor, expected=expected)
+        return await self._changed(key, command, actor, expected)
+
+    async def _changed(
+        self, key: FunctionKey, command: Command, actor: str, expected: int | None, spec: RevisionSpec | None = None
+    ) -> Change:
+        """Change it, and let the caller go on only when fronts know."""
+        change = await self.registry.apply(key, command, actor=actor, expected=expected, spec=spec)
+        if change.action:
+            await self.conductor.wait_routed(key, change.function.version, within_s=self.config.routed_s)
+        return change
 
     async def _turn(
         self,
@@ -200,7 +209,7 @@ class Functions:
             if self.conductor.hosts() and (why := await self.conductor.warm(revision, within_s=self.config.warm_s)):
                 if self.conductor.status(revision).failing and not force:
                     raise Conflict(f'revision "{name}" cannot start: {why}', cure="look at its logs, or force it")
-        return await self.registry.apply(key, command, actor=actor, expected=expected)
+        return await self._changed(key, command, actor, expected)
 
     # Looking.
 
