@@ -27,7 +27,7 @@ _BURST = 100
 _BURST_POOL = 128
 _BURST_BOUND_S = 0.150
 _BURST_TRIES = 5
-TRUE = ExecRequest(argv=("/bin/true",))
+TRUE = ExecRequest(argv=("/bin/true",), reset_after=True)
 
 
 def prepared_root(directory: Path) -> Path:
