@@ -18,6 +18,7 @@ from corral.doors.reapi.config import DEFAULT_ADDRESS, OFF, ReapiConfig
 from corral.fleet.adapters.grpc_link import LinkConfig
 from corral.fleet.model import FleetConfig
 from corral.functions.config import FunctionsConfig
+from corral.functions.engine.config import EngineConfig
 from corral.images.model import ImagesConfig
 from corral.kernel.errors import InvalidSpec
 from corral.ledger.limits import LedgerLimits
@@ -166,6 +167,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         fleet: heartbeats and eviction.
         actions: cached execution of commands, on the scheduler and on workers.
         functions: the registry of functions, and decisions about their instances.
+        engine: functions on a worker: programs, their processes and the HTTP front.
         compile: cached compiles; read by the daemon of ``corral cc`` alone.
         reapi: the door for Bazel and its kin.
         http_cache: caches over plain HTTP.
@@ -193,6 +195,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     fleet: FleetConfig = FleetConfig()
     actions: ActionLimits = ActionLimits()
     functions: FunctionsConfig = FunctionsConfig()
+    engine: EngineConfig = EngineConfig()
     compile: CompileConfig = CompileConfig()
     reapi: ReapiConfig = ReapiConfig()
     http_cache: HttpCacheConfig = HttpCacheConfig()

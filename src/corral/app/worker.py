@@ -27,6 +27,7 @@ from corral.app.datadir import kept_id, locked_directory
 from corral.app.images import make_images
 from corral.app.own_certificate import own_fingerprint
 from corral.app.start import configure_logging, read_arguments, run_process, tell
+from corral.app.worker_functions import open_worker_functions
 from corral.blobs.adapters.tiered import Tier
 from corral.blobs.service import keep_clean, open_store
 from corral.fleet.adapters.blobs import SchedulerBlobs
@@ -154,6 +155,9 @@ async def running_worker(config: Config) -> AsyncIterator[Worker]:
             GrpcTaskSource(wiring.link), services, config.worker, on_change=wiring.link.state_changed
         )
         loops: list[Coroutine[Any, Any, Any]] = [wiring.link.run(), sink.run(), images.keep_clean()]
+        loops += await open_worker_functions(
+            config, data, blobs.store, wiring.link, clock, draining=lambda: worker.draining, stack=stack
+        )
         if not shared:
             loops += [keep_clean(janitor, clock, config.blobs.clean_every_s) for janitor in blobs.janitors]
         await stack.enter_async_context(_beside(loops))

@@ -1,0 +1,571 @@
+/* One call, from the queue to its end, on one thread: fresh store, fresh instance, entry point, answer.
+ *
+ * The gate lets `options.running` of the calls use a processor at once, in turns of one tick, so that a tenant's
+ * endless loops cost its own calls their time and nobody else's. A call that waits (for its body, for the reader of
+ * its answer, for a clock) has left the gate. */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <time.h>
+
+#include "host.h"
+
+enum { OUT_ROOM = 32 * 1024, LOG_ROOM = 16 * 1024, NICE_AFTER_NS = 10 * 1000 * 1000, NICE = 10 };
+#define FLUSH_AFTER_NS (20ull * 1000 * 1000)
+
+struct waiter {
+  struct waiter *next;
+  pthread_cond_t granted_now;
+  bool granted;
+};
+
+static pthread_mutex_t gate_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct waiter *waiters, **waiters_end = &waiters;
+static atomic_uint waiting;
+static unsigned gate_free;
+static uint64_t memory_used; /* promised to the calls that run */
+static pthread_cond_t memory_freed;
+
+static pthread_mutex_t queue_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t queue_filled;
+static struct call *queue, **queue_end = &queue;
+static unsigned queued, threads, idle;
+
+static struct timespec when(uint64_t ns) {
+  if (ns > (uint64_t)INT64_MAX) ns = (uint64_t)INT64_MAX;
+  return (struct timespec){.tv_sec = (time_t)(ns / 1000000000ull), .tv_nsec = (long)(ns % 1000000000ull)};
+}
+
+static void monotonic(pthread_cond_t *condition) {
+  pthread_condattr_t attributes;
+  pthread_condattr_init(&attributes);
+  pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+  pthread_cond_init(condition, &attributes);
+  pthread_condattr_destroy(&attributes);
+}
+
+/* -- the gate -- */
+
+static void leave_queue(struct waiter *self) {
+  struct waiter **place = &waiters;
+  while (*place != self) place = &(*place)->next;
+  *place = self->next;
+  if (waiters_end == &self->next) waiters_end = place;
+}
+
+/* False when the deadline passed first, or nobody wants the answer any more. */
+static bool gate_enter(struct call *call) {
+  bool entered = true;
+  pthread_mutex_lock(&gate_lock);
+  if (gate_free > 0) {
+    gate_free--;
+  } else {
+    struct waiter self = {0};
+    monotonic(&self.granted_now);
+    *waiters_end = &self, waiters_end = &self.next;
+    waiting++;
+    while (!self.granted && !call->cancelled && now_ns() < call->deadline_ns) {
+      uint64_t look = now_ns() + 50000000; /* whether it was cancelled */
+      struct timespec until = when(look < call->deadline_ns ? look : call->deadline_ns);
+      pthread_cond_timedwait(&self.granted_now, &gate_lock, &until);
+    }
+    entered = self.granted;
+    if (!entered) leave_queue(&self);
+    waiting--;
+    pthread_cond_destroy(&self.granted_now);
+  }
+  pthread_mutex_unlock(&gate_lock);
+  if (entered) tick_begin();
+  call->gate_held = entered;
+  return entered;
+}
+
+static void gate_leave(struct call *call) {
+  if (!call->gate_held) return;
+  call->gate_held = false;
+  tick_end();
+  pthread_mutex_lock(&gate_lock);
+  struct waiter *first = waiters;
+  if (first == NULL) {
+    gate_free++;
+  } else {
+    waiters = first->next;
+    if (waiters == NULL) waiters_end = &waiters;
+    first->granted = true;
+    pthread_cond_signal(&first->granted_now);
+  }
+  pthread_mutex_unlock(&gate_lock);
+}
+
+bool gate_wait(struct call *call, uint64_t until_ns) {
+  gate_leave(call);
+  struct timespec until = when(until_ns);
+  int result = call->cancelled ? 0 : pthread_cond_timedwait(&call->changed, &call->lock, &until);
+  pthread_mutex_unlock(&call->lock);
+  bool entered = gate_enter(call);
+  pthread_mutex_lock(&call->lock);
+  return entered && result != ETIMEDOUT && !call->cancelled;
+}
+
+/* -- memory that is promised -- */
+
+static bool memory_reserve(const struct call *call) {
+  bool ok = true;
+  pthread_mutex_lock(&gate_lock);
+  while (memory_used != 0 && memory_used + call->program->memory_max > options.memory_bytes && ok) {
+    struct timespec until = when(call->deadline_ns);
+    ok = pthread_cond_timedwait(&memory_freed, &gate_lock, &until) != ETIMEDOUT;
+  }
+  if (ok) memory_used += call->program->memory_max;
+  pthread_mutex_unlock(&gate_lock);
+  return ok;
+}
+
+static void memory_release(const struct call *call) {
+  pthread_mutex_lock(&gate_lock);
+  memory_used -= call->program->memory_max;
+  pthread_cond_broadcast(&memory_freed);
+  pthread_mutex_unlock(&gate_lock);
+}
+
+/* -- what the call writes -- */
+
+wasm_trap_t *stop_guest(struct call *call, enum outcome verdict) {
+  static const char why[] = "stopped by the host";
+  call->verdict = verdict;
+  return wasmtime_trap_new(why, sizeof why - 1);
+}
+
+static bool window_take(struct call *call, uint32_t size) {
+  bool ok = true;
+  pthread_mutex_lock(&call->lock);
+  while (ok && call->window < size) ok = gate_wait(call, call->deadline_ns);
+  if (ok) call->window -= size;
+  pthread_mutex_unlock(&call->lock);
+  if (!ok) call->verdict = call->cancelled ? OUTCOME_CANCELED : OUTCOME_WALL;
+  return ok;
+}
+
+/* The buffer has room for a frame's header in front and for the end's frame behind. */
+bool out_flush(struct call *call, bool last) {
+  if (call->out_size == 0) return true;
+  if (!window_take(call, call->out_size)) return false;
+  if (last) return true; /* finish() sends it together with the end */
+  uint32_t size = call->out_size;
+  call->out_size = 0;
+  return send_frame(call->from, FRAME_OUT, 0, call->stream, call->out + FRAME_HEADER, size);
+}
+
+bool out_write(struct call *call, const uint8_t *bytes, size_t size) {
+  if (size > call->program->response_max - call->out_total) {
+    call->verdict = OUTCOME_OUTPUT;
+    return false;
+  }
+  call->out_total += size;
+  if (call->out_size == 0) call->out_since_ns = now_ns();
+  while (size > 0) {
+    size_t some = OUT_ROOM - call->out_size < size ? OUT_ROOM - call->out_size : size;
+    memcpy(call->out + FRAME_HEADER + call->out_size, bytes, some);
+    call->out_size += (uint32_t)some, bytes += some, size -= some;
+    if (call->out_size == OUT_ROOM && !out_flush(call, false)) return false;
+  }
+  return true;
+}
+
+static void log_send(const struct call *call, uint8_t stream, const uint8_t *text, uint32_t size) {
+  uint32_t key = (uint32_t)strlen(call->program->key), id = (uint32_t)strlen(call->request_id);
+  uint8_t *frame = malloc(9 + key + id + size);
+  if (frame == NULL) return;
+  frame[0] = stream;
+  put32(frame + 1, key), memcpy(frame + 5, call->program->key, key);
+  put32(frame + 5 + key, id), memcpy(frame + 9 + key, call->request_id, id);
+  memcpy(frame + 9 + key + id, text, size);
+  send_control(FRAME_LOG, frame, 9 + key + id + size, true);
+  free(frame);
+}
+
+static void log_flush(struct call *call) {
+  if (call->log_size) log_send(call, 0, call->log, call->log_size);
+  call->log_size = 0;
+}
+
+void log_write(struct call *call, const uint8_t *bytes, size_t size) {
+  uint64_t left = call->program->log_max - call->log_total;
+  if (size > left) size = left;
+  call->log_total += size;
+  while (size > 0) {
+    if (call->log == NULL && (call->log = malloc(LOG_ROOM)) == NULL) return;
+    size_t some = LOG_ROOM - call->log_size < size ? LOG_ROOM - call->log_size : size;
+    memcpy(call->log + call->log_size, bytes, some);
+    call->log_size += (uint32_t)some, bytes += some, size -= some;
+    if (call->log_size == LOG_ROOM) log_flush(call);
+  }
+}
+
+/* -- running -- */
+
+/* At every tick, inside guest code. */
+static wasmtime_error_t *on_tick(wasmtime_context_t *context, void *data, uint64_t *delta, uint8_t *kind) {
+  struct call *call = data;
+  uint64_t now = now_ns(), cpu = thread_cpu_ns() - call->cpu_started_ns;
+  (void)context;
+  if (call->cancelled)
+    call->verdict = OUTCOME_CANCELED;
+  else if (now >= call->deadline_ns)
+    call->verdict = OUTCOME_WALL;
+  else if (cpu >= call->program->cpu_ns)
+    call->verdict = OUTCOME_CPU;
+  else if (call->out_size && now - call->out_since_ns > FLUSH_AFTER_NS && !out_flush(call, false) && !call->verdict)
+    call->verdict = OUTCOME_CANCELED;
+  if (call->verdict) return wasmtime_error_new("stopped by the host");
+  if (call->log_size) log_flush(call);
+  if (!call->slowed && cpu > NICE_AFTER_NS) { /* a short request of a neighbour goes first */
+    call->slowed = true;
+    setpriority(PRIO_PROCESS, 0, NICE);
+  }
+  if (waiting) {
+    gate_leave(call);
+    if (!gate_enter(call)) {
+      call->verdict = call->cancelled ? OUTCOME_CANCELED : OUTCOME_WALL;
+      return wasmtime_error_new("stopped by the host");
+    }
+  }
+  *delta = 1;
+  *kind = WASMTIME_DEADLINE_CONTINUE;
+  return NULL;
+}
+
+static enum outcome outcome_of_trap(wasm_trap_t *trap) {
+  uint8_t code;
+  if (!wasmtime_trap_code(trap, &code)) return OUTCOME_TRAP;
+  return code == TRAP_STACK_OVERFLOW ? OUTCOME_STACK : code == TRAP_OUT_OF_FUEL ? OUTCOME_FUEL : OUTCOME_TRAP;
+}
+
+/* The verdict over what the engine gave back; takes both. */
+static enum outcome conclude(struct call *call, wasmtime_error_t *error, wasm_trap_t *trap, bool instantiating) {
+  enum outcome outcome = OUTCOME_OK;
+  char *text = NULL;
+  if (error != NULL) text = error_text(error), outcome = instantiating ? OUTCOME_MEMORY : OUTCOME_TRAP;
+  if (trap != NULL) {
+    outcome = outcome_of_trap(trap);
+    text = trap_text(trap);
+    wasm_trap_delete(trap);
+  }
+  if (call->exited) outcome = call->exit_code == 0 ? OUTCOME_OK : OUTCOME_EXIT;
+  if (call->verdict) outcome = call->verdict;
+  if (text != NULL && outcome != OUTCOME_OK && outcome != OUTCOME_EXIT && outcome != OUTCOME_CANCELED)
+    log_send(call, 1, (const uint8_t *)text, (uint32_t)strlen(text));
+  free(text);
+  return outcome;
+}
+
+static bool find_function(wasmtime_context_t *context, wasmtime_instance_t *instance, const char *name,
+                          wasmtime_func_t *found) {
+  wasmtime_extern_t exported;
+  if (!wasmtime_instance_export_get(context, instance, name, strlen(name), &exported) ||
+      exported.kind != WASMTIME_IS_FUNC)
+    return false;
+  *found = exported.of.func;
+  return true;
+}
+
+static enum outcome enter(struct call *call, wasmtime_context_t *context, wasmtime_func_t *entry,
+                          wasmtime_val_raw_t *values, size_t count) {
+  wasm_trap_t *trap = NULL;
+  wasmtime_error_t *error = wasmtime_func_call_unchecked(context, entry, values, count, &trap);
+  return error == NULL && trap == NULL ? OUTCOME_OK : conclude(call, error, trap, false);
+}
+
+/* A reactor's answer, or an end because it named bytes that it does not have. */
+static enum outcome reactor_answer(struct call *call, wasmtime_context_t *context, uint64_t where) {
+  static const char why[] = "the handler gave an address and a size that are not in its memory";
+  uint64_t address = where >> 32, size = where & UINT32_MAX;
+  uint64_t held = wasmtime_memory_data_size(context, &call->memory);
+  if (address > held || size > held - address) {
+    log_send(call, 1, (const uint8_t *)why, sizeof why - 1);
+    return OUTCOME_TRAP;
+  }
+  return out_write(call, wasmtime_memory_data(context, &call->memory) + address, size) ? OUTCOME_OK : call->verdict;
+}
+
+/* Puts bytes where the guest's allocator says. */
+static enum outcome reactor_put(struct call *call, wasmtime_context_t *context, wasmtime_func_t *allocate,
+                                const uint8_t *bytes, uint32_t size, uint32_t *where) {
+  static const char why[] = "corral_alloc gave an address that is not in its memory";
+  wasmtime_val_raw_t value[1] = {{.i32 = (int32_t)size}};
+  enum outcome outcome = enter(call, context, allocate, value, 1);
+  if (outcome != OUTCOME_OK) return outcome;
+  *where = (uint32_t)value[0].i32;
+  uint64_t held = wasmtime_memory_data_size(context, &call->memory);
+  if (*where > held || size > held - *where) {
+    log_send(call, 1, (const uint8_t *)why, sizeof why - 1);
+    return OUTCOME_TRAP;
+  }
+  if (size) memcpy(wasmtime_memory_data(context, &call->memory) + *where, bytes, size);
+  return OUTCOME_OK;
+}
+
+/* The whole body of a reactor's request, which is never larger than its memory. */
+static enum outcome reactor_body(struct call *call, uint8_t **body, uint32_t *size) {
+  size_t room = 0;
+  enum outcome outcome = OUTCOME_OK;
+  pthread_mutex_lock(&call->lock);
+  while (outcome == OUTCOME_OK && (call->body != NULL || !call->body_ended)) {
+    struct chunk *chunk = call->body;
+    if (chunk == NULL) {
+      if (!gate_wait(call, call->deadline_ns)) outcome = call->cancelled ? OUTCOME_CANCELED : OUTCOME_WALL;
+      continue;
+    }
+    uint32_t some = chunk->size - chunk->used;
+    if (*size + (uint64_t)some > call->program->memory_max) {
+      outcome = OUTCOME_MEMORY;
+      break;
+    }
+    if (*size + some > room) {
+      room = (*size + some) * 2;
+      uint8_t *grown = realloc(*body, room);
+      if (grown == NULL) abort();
+      *body = grown;
+    }
+    memcpy(*body + *size, chunk->bytes + chunk->used, some);
+    *size += some;
+    call->body = chunk->next;
+    if (call->body == NULL) call->body_tail = NULL;
+    call->body_held -= some, call->body_credit += some;
+    free(chunk);
+    uint32_t credit = call->body_credit >= WINDOW / 2 && !call->body_ended ? call->body_credit : 0;
+    if (credit) {
+      uint8_t more[4];
+      put32(more, credit);
+      call->body_credit = 0;
+      send_frame(call->from, FRAME_CREDIT, 0, call->stream, more, sizeof more);
+    }
+  }
+  pthread_mutex_unlock(&call->lock);
+  return outcome;
+}
+
+static enum outcome run_reactor(struct call *call, wasmtime_context_t *context, wasmtime_instance_t *instance) {
+  wasmtime_func_t function, allocate;
+  enum outcome outcome = OUTCOME_OK;
+  uint8_t *body = NULL;
+  uint32_t body_size = 0, variables_at = 0, body_at = 0;
+  if (find_function(context, instance, "_initialize", &function)) {
+    wasmtime_val_raw_t none[1] = {{0}};
+    outcome = enter(call, context, &function, none, 0);
+  }
+  if (outcome == OUTCOME_OK && (!find_function(context, instance, "corral_alloc", &allocate) ||
+                                !find_function(context, instance, call->program->handler, &function) ||
+                                !call->has_memory))
+    outcome = OUTCOME_BROKEN;
+  if (outcome == OUTCOME_OK) outcome = reactor_body(call, &body, &body_size);
+  if (outcome == OUTCOME_OK)
+    outcome = reactor_put(call, context, &allocate, (const uint8_t *)call->variables, call->variables_size,
+                          &variables_at);
+  if (outcome == OUTCOME_OK) outcome = reactor_put(call, context, &allocate, body, body_size, &body_at);
+  free(body);
+  if (outcome == OUTCOME_OK) {
+    wasmtime_val_raw_t values[4] = {{.i32 = (int32_t)variables_at}, {.i32 = (int32_t)call->variables_size},
+                                    {.i32 = (int32_t)body_at}, {.i32 = (int32_t)body_size}};
+    outcome = enter(call, context, &function, values, 4);
+    if (outcome == OUTCOME_OK && !call->exited)
+      outcome = reactor_answer(call, context, (uint64_t)values[0].i64);
+  }
+  return outcome;
+}
+
+static enum outcome run_command(struct call *call, wasmtime_context_t *context, wasmtime_instance_t *instance) {
+  wasmtime_func_t function;
+  wasmtime_val_raw_t none[1] = {{0}};
+  if (!find_function(context, instance, "_start", &function)) return OUTCOME_BROKEN;
+  return enter(call, context, &function, none, 0);
+}
+
+static enum outcome run_store(struct call *call) {
+  const struct program *program = call->program;
+  wasmtime_store_t *store = wasmtime_store_new(engine, call, NULL);
+  wasmtime_context_t *context = wasmtime_store_context(store);
+  wasmtime_store_limiter(store, (int64_t)program->memory_max, (int64_t)program->table_elements, 1, 16, 1);
+  wasmtime_store_epoch_deadline_callback(store, on_tick, call, NULL);
+  wasmtime_context_set_epoch_deadline(context, 1);
+  if (options.fuel) {
+    wasmtime_error_t *error = wasmtime_context_set_fuel(context, program->fuel ? program->fuel : UINT64_MAX / 2);
+    if (error != NULL) wasmtime_error_delete(error);
+  }
+  wasm_trap_t *trap = NULL;
+  wasmtime_instance_t instance;
+  wasi_begin(call);
+  wasmtime_error_t *error = wasmtime_instance_pre_instantiate(program->code->pre, context, &instance, &trap);
+  call->instantiate_ns = now_ns() - call->started_ns;
+  enum outcome outcome = error || trap ? conclude(call, error, trap, true) : OUTCOME_OK;
+  if (outcome == OUTCOME_OK && !call->exited) {
+    wasmtime_extern_t memory;
+    call->has_memory = wasmtime_instance_export_get(context, &instance, "memory", 6, &memory) &&
+                       memory.kind == WASMTIME_IS_MEMORY;
+    if (call->has_memory) call->memory = memory.of.memory;
+    outcome = program->kind == PROGRAM_REACTOR ? run_reactor(call, context, &instance)
+                                               : run_command(call, context, &instance);
+  }
+  if (call->has_memory) call->memory_peak = wasmtime_memory_data_size(context, &call->memory);
+  call->has_memory = false;
+  wasi_end(call);
+  wasmtime_store_delete(store);
+  return outcome;
+}
+
+static unsigned bucket_of(uint64_t ns) {
+  uint64_t quarters = ns / 250; /* of a microsecond */
+  if (quarters < 4) return 0;
+  unsigned doublings = 63 - (unsigned)__builtin_clzll(quarters);
+  unsigned bucket = (doublings - 2) * 4 + (unsigned)(quarters >> (doublings - 2) & 3);
+  return bucket < LATENCY_BUCKETS ? bucket : LATENCY_BUCKETS - 1;
+}
+
+static void count(struct call *call, enum outcome outcome, uint64_t cpu_ns, uint64_t wall_ns) {
+  struct program *program = call->program;
+  pthread_mutex_lock(&program->lock);
+  struct counters *to = &program->counters;
+  to->changed = true;
+  to->in_flight--;
+  to->requests++;
+  to->refused += outcome == OUTCOME_BUSY;
+  to->timeouts += outcome == OUTCOME_WALL || outcome == OUTCOME_CPU;
+  to->traps += outcome == OUTCOME_TRAP || outcome == OUTCOME_FUEL || outcome == OUTCOME_MEMORY ||
+               outcome == OUTCOME_STACK || outcome == OUTCOME_BROKEN;
+  to->errors += outcome != OUTCOME_OK && outcome != OUTCOME_CANCELED;
+  to->cpu_ns += cpu_ns, to->wall_ns += wall_ns, to->instantiate_ns += call->instantiate_ns;
+  if (call->memory_peak > to->memory_peak) to->memory_peak = call->memory_peak;
+  to->latency[bucket_of(wall_ns)]++;
+  if (++to->latency_count == 4096) {
+    to->latency_count = 0;
+    for (int n = 0; n < LATENCY_BUCKETS; n++) to->latency_count += to->latency[n] /= 2;
+  }
+  pthread_mutex_unlock(&program->lock);
+}
+
+/* The rest of the answer and the end, in one write. */
+static void finish(struct call *call, enum outcome outcome, uint64_t cpu_ns) {
+  uint64_t wall_ns = now_ns() - call->received_ns;
+  uint8_t small[FRAME_HEADER + 64], *frames = small;
+  uint32_t size = 0;
+  if (call->out != NULL && call->out_size) {
+    if (out_flush(call, true)) {
+      frames = call->out; /* has room behind */
+      put32(frames, call->out_size);
+      frames[4] = FRAME_OUT, frames[5] = 0, frames[6] = frames[7] = 0;
+      put32(frames + 8, call->stream);
+      size = FRAME_HEADER + call->out_size;
+    } else if (call->verdict) {
+      outcome = call->verdict;
+    }
+  }
+  uint8_t *end = frames + size;
+  put32(end, 40);
+  end[4] = FRAME_END, end[5] = FLAG_LAST, end[6] = end[7] = 0;
+  put32(end + 8, call->stream);
+  end[12] = (uint8_t)outcome, end[13] = end[14] = end[15] = 0;
+  put32(end + 16, call->exit_code);
+  put64(end + 20, cpu_ns), put64(end + 28, wall_ns), put64(end + 36, call->memory_peak);
+  put64(end + 44, call->instantiate_ns);
+  if (call->log_size) log_flush(call);
+  count(call, outcome, cpu_ns, wall_ns);
+  send_raw(call->from, frames, size + FRAME_HEADER + 40);
+}
+
+static void run(struct call *call, uint8_t *out) {
+  call->started_ns = now_ns();
+  call->cpu_started_ns = thread_cpu_ns();
+  call->out = out;
+  char *why = NULL;
+  enum outcome outcome = call->cancelled ? OUTCOME_CANCELED : OUTCOME_WALL;
+  if (!call->cancelled && call->started_ns < call->deadline_ns && memory_reserve(call)) {
+    if (!acquire_code(call->program->code, &why)) {
+      outcome = OUTCOME_BROKEN;
+      log_send(call, 1, (const uint8_t *)why, (uint32_t)strlen(why));
+      free(why);
+    } else {
+      if (gate_enter(call)) outcome = run_store(call);
+      release_code(call->program->code);
+    }
+    memory_release(call);
+  }
+  finish(call, outcome, thread_cpu_ns() - call->cpu_started_ns);
+  gate_leave(call);
+  if (call->slowed) setpriority(PRIO_PROCESS, 0, 0);
+}
+
+static void *thread_main(void *unused) {
+  (void)unused;
+  pthread_setname_np(pthread_self(), "call");
+  uint8_t *out = malloc(FRAME_HEADER + OUT_ROOM + FRAME_HEADER + 40);
+  if (out == NULL) abort();
+  for (;;) {
+    pthread_mutex_lock(&queue_lock);
+    idle++;
+    while (queue == NULL) pthread_cond_wait(&queue_filled, &queue_lock);
+    idle--;
+    struct call *call = queue;
+    queue = call->queued;
+    if (queue == NULL) queue_end = &queue;
+    queued--;
+    pthread_mutex_unlock(&queue_lock);
+    run(call, out);
+    call->out = NULL;
+    call_unref(call);
+  }
+  return NULL;
+}
+
+static void one_more_thread(void) {
+  pthread_attr_t attributes;
+  pthread_t thread;
+  pthread_attr_init(&attributes);
+  pthread_attr_setstacksize(&attributes, options.stack_bytes + 512 * 1024);
+  if (pthread_create(&thread, &attributes, thread_main, NULL) == 0) {
+    pthread_detach(thread);
+    threads++;
+  }
+  pthread_attr_destroy(&attributes);
+}
+
+/* False when the queue is full. Takes a reference to the call. Only the main thread calls this. */
+bool enqueue(struct call *call) {
+  pthread_mutex_lock(&queue_lock);
+  bool ok = queued < options.queue + idle;
+  if (ok) {
+    atomic_fetch_add(&call->users, 1);
+    call->queued = NULL;
+    *queue_end = call, queue_end = &call->queued;
+    queued++;
+    if (queued > idle && threads < options.threads) one_more_thread();
+    pthread_cond_signal(&queue_filled);
+  }
+  pthread_mutex_unlock(&queue_lock);
+  return ok;
+}
+
+void call_unref(struct call *call) {
+  if (atomic_fetch_sub(&call->users, 1) != 1) return;
+  while (call->body != NULL) {
+    struct chunk *next = call->body->next;
+    free(call->body);
+    call->body = next;
+  }
+  pthread_mutex_destroy(&call->lock);
+  pthread_cond_destroy(&call->changed);
+  connection_unref(call->from);
+  program_unref(call->program);
+  free(call->variables);
+  free(call->log);
+  free(call);
+}
+
+void start_threads(void) {
+  gate_free = options.running;
+  monotonic(&memory_freed);
+  pthread_cond_init(&queue_filled, NULL);
+  one_more_thread();
+  if (threads == 0) abort();
+}

@@ -1,0 +1,74 @@
+"""The limits of functions on one worker."""
+
+from typing import Final
+
+import msgspec
+
+from corral.functions.front.limits import FrontConfig
+
+GIB: Final = 1024**3
+MIB: Final = 1024**2
+
+
+class VolumeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A directory of the worker that programs of some tenants may see.
+
+    Attributes:
+        path: absolute.
+        writable: whether a program may ask to write there.
+        tenants: who may use it; empty means nobody.
+    """
+
+    path: str
+    writable: bool = False
+    tenants: tuple[str, ...] = ()
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Programs and their processes on one worker. Sizes in bytes, times in seconds.
+
+    Attributes:
+        enabled: whether this worker hosts functions.
+        front: the HTTP front.
+        instances: at most on this worker.
+        threads: requests of one tenant that run at once.
+        queue: requests of one tenant that wait for a thread.
+        running: requests of one tenant that use a processor at once; 0 takes all processors but one (at least one).
+        tenant_memory_bytes: linear memory of all requests of one tenant that run at once.
+        memory_bytes: largest ``limits.memory_bytes`` of a program here.
+        table_elements: largest ``limits.table_elements`` of a program here.
+        module_bytes: largest program.
+        code_bytes: largest compiled program.
+        cache_bytes: of compiled programs that are kept.
+        compile_memory_bytes: address space of one compilation.
+        compilations: at once.
+        trees_bytes: of one tree that a program sees.
+        files: open at once in one tenant's process.
+        file_bytes: largest file that a program may write in a volume.
+        start_s: how long a process may take to start.
+        idle_s: how long a tenant's process stays without instances.
+        first_user: when the worker is root, tenants' processes run as this user id and those after it.
+        volumes: directories that programs may ask for, by name.
+    """
+
+    enabled: bool = True
+    front: FrontConfig = FrontConfig()
+    instances: int = 2000
+    threads: int = 32
+    queue: int = 1024
+    running: int = 0
+    tenant_memory_bytes: int = 1 * GIB
+    memory_bytes: int = 1 * GIB
+    table_elements: int = 100_000
+    module_bytes: int = 64 * MIB
+    code_bytes: int = 512 * MIB
+    cache_bytes: int = 2 * GIB
+    compile_memory_bytes: int = 4 * GIB
+    compilations: int = 2
+    trees_bytes: int = 256 * MIB
+    files: int = 8192
+    file_bytes: int = 1 * GIB
+    start_s: float = 10.0
+    idle_s: float = 30.0
+    first_user: int = 1_900_000_000
+    volumes: dict[str, VolumeConfig] = {}

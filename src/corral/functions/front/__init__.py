@@ -1,0 +1,1 @@
+"""The HTTP front of a worker: a process of its own, which routes, queues, streams and times requests."""

@@ -1,0 +1,290 @@
+"""The front: routes, places, queues. One event loop, no await on the way of a request.
+
+It holds the routing table that the scheduler pushes. A request resolves to a revision, enters the less loaded of two
+random instances that has a free place, or waits in the revision's bounded queue; a free place, a new instance or a new
+table lets the first one in.
+"""
+
+import asyncio
+import random
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from corral.functions.front.admission import Admission
+from corral.functions.front.component_link import ComponentLink
+from corral.functions.front.exchange import Exchange
+from corral.functions.front.host_link import HostLink
+from corral.functions.front.http import Connection
+from corral.functions.front.limits import FrontConfig
+from corral.functions.front.upstream import Upstream
+from corral.functions.model import Demand, RevisionKey
+from corral.functions.routing import (
+    Backend,
+    FunctionRoute,
+    NoRoute,
+    RevisionRoute,
+    Router,
+    RoutingTable,
+    RoutingUpdate,
+    applied,
+    choose_backend,
+    choose_revision,
+)
+
+_LOOK_S: Final = 0.5
+
+
+class Front:
+    """See the module. ``urgent`` is called when the demands should be told at once."""
+
+    def __init__(self, config: FrontConfig, *, rng: random.Random, urgent: Callable[[], None]) -> None:
+        self.replay_bytes = config.replay_bytes
+        self.port = 0
+        self._config, self._rng, self._urgent = config, rng, urgent
+        self._loop = asyncio.get_running_loop()
+        self._table = RoutingTable()
+        self._domains: Mapping[str, str] = {}
+        self._admissions: dict[RevisionKey, Admission[Exchange]] = {}
+        self._upstreams: dict[str, Upstream] = {}
+        self._connections: set[Connection] = set()
+        self._draining = False
+        self._inside: dict[Exchange, tuple[RevisionKey, str]] = {}
+        self._timers: dict[Exchange, tuple[asyncio.TimerHandle, float]] = {}
+
+    # -- the worker's side --
+
+    def update(self, update: RoutingUpdate) -> bool:
+        """Take new routes; False when one in between is missing."""
+        table = applied(self._table, update)
+        if table is None:
+            return False
+        self._table = table
+        if update.whole or update.domains:
+            self._domains = update.domains
+        self._forget_upstreams()
+        for key in [key for key, admission in self._admissions.items() if admission.waiting]:
+            self._reroute(self._admissions[key])
+        return True
+
+    @property
+    def table(self) -> RoutingTable:
+        """The routes in use."""
+        return self._table
+
+    def demands(self) -> tuple[Demand, ...]:
+        """What waits and what runs, by revision; forgets revisions that have neither."""
+        found = []
+        for key, admission in list(self._admissions.items()):
+            if admission.waiting or admission.in_flight:
+                found.append(Demand(key=key, waiting=len(admission.waiting), in_flight=admission.total))
+            elif admission.limits.requests_per_s == 0:
+                del self._admissions[key]
+        return tuple(found)
+
+    async def run(self) -> None:
+        """Look after connections that are idle or slow, for ever."""
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            self.look()
+
+    def look(self) -> None:
+        now_s = self._loop.time()
+        for connection in list(self._connections):
+            connection.look(now_s, draining=self._draining)
+
+    def drain(self) -> None:
+        """Close connections as they become idle; the listening socket is closed already."""
+        self._draining = True
+        self.look()
+
+    @property
+    def idle(self) -> bool:
+        return not self._connections
+
+    def connection(self) -> Connection:
+        """For the loop's create_server."""
+        return Connection(self, self._config, self, self.port)
+
+    # -- connections (Overseer) --
+
+    def opened(self, connection: Connection) -> bool:
+        if len(self._connections) >= self._config.connections or self._draining:
+            return False
+        self._connections.add(connection)
+        return True
+
+    def closed(self, connection: Connection) -> None:
+        self._connections.discard(connection)
+
+    # -- exchanges (Desk) --
+
+    def admit(self, exchange: Exchange) -> None:
+        """Route it: run, wait or refuse."""
+        ask = exchange.ask
+        host = ask.host.decode("latin-1")
+        asked = Router.resolve(self._table, host=host, path=ask.path.decode("latin-1"), domains=self._domains)
+        if isinstance(asked, NoRoute):
+            exchange.refuse(asked.status, asked.code, asked.text)
+            return
+        if exchange.roll is None:
+            exchange.roll = self._rng.random()
+        revision = choose_revision(asked, exchange.roll)
+        if isinstance(revision, NoRoute):
+            exchange.refuse(revision.status, revision.code, revision.text)
+            return
+        path = asked.path.encode("latin-1")
+        ask.script, ask.path = ask.path[: len(ask.path) - len(path)] if ask.path.endswith(path) else ask.path, path
+        self._enter(exchange, asked.function, revision)
+
+    def left(self, exchange: Exchange, *, again: bool) -> None:
+        """It holds no place any more; ``again``: it wants another one."""
+        inside = self._inside.pop(exchange, None)
+        if inside is not None:
+            key, instance = inside
+            admission = self._admissions.get(key)
+            if admission is not None:
+                admission.leave(instance)
+                if admission.waiting:
+                    self._let_in(admission)
+        self._stop_waiting(exchange)
+        if again:
+            self._retry(exchange)
+
+    def _enter(self, exchange: Exchange, function: FunctionRoute, revision: RevisionRoute) -> None:
+        exchange.route = (function, revision)
+        admission = self._admission(revision)
+        if not admission.within_rate(self._loop.time()):
+            exchange.refuse(
+                429, "too-many-requests", "this function takes no more requests per second", retry_after_s=1
+            )
+            return
+        backend = None if admission.waiting else self._free(admission, revision, exchange)
+        if backend is not None:
+            self._run(exchange, admission, revision, backend)
+            return
+        if not admission.wait(exchange):
+            exchange.refuse(429, "queue-full", "this function has as many requests as it takes", retry_after_s=1)
+            return
+        now_s = self._loop.time()
+        exchange.cold = not revision.backends
+        timer = self._loop.call_later(revision.limits.queue_s, self._waited_too_long, exchange)
+        self._timers[exchange] = (timer, now_s)
+        if len(admission.waiting) == 1 or not revision.backends:
+            self._urgent()
+
+    def _retry(self, exchange: Exchange) -> None:
+        """Another instance of the same revision, or the end of its hopes."""
+        assert exchange.route is not None
+        key = exchange.route[1].key
+        found = self._now(key)
+        if found is None:
+            exchange.refuse(503, "instance-lost", "the function's instance went away, and it has no other")
+            return
+        revision = found[1]
+        exchange.route = found
+        admission = self._admission(revision)
+        backend = self._free(admission, revision, exchange)
+        if backend is not None:
+            self._run(exchange, admission, revision, backend)
+        elif len(exchange.tried) > 1 or not admission.wait(exchange):
+            exchange.refuse(503, "instance-lost", "the function's instance went away, and the others are full")
+        else:
+            timer = self._loop.call_later(revision.limits.queue_s, self._waited_too_long, exchange)
+            self._timers[exchange] = (timer, self._loop.time())
+            exchange.tried.clear()
+            self._urgent()
+
+    def _run(
+        self, exchange: Exchange, admission: Admission[Exchange], revision: RevisionRoute, backend: Backend
+    ) -> None:
+        self._stop_waiting(exchange)
+        admission.enter(backend.instance)
+        self._inside[exchange] = (revision.key, backend.instance)
+        exchange.run(self._upstream(backend.address), backend.instance, backend.instance)
+
+    def _free(self, admission: Admission[Exchange], revision: RevisionRoute, exchange: Exchange) -> Backend | None:
+        live = revision.backends
+        if len(live) == 1:
+            only = live[0]
+            return only if admission.has_room(only.instance) and only.instance not in exchange.tried else None
+        rolls = (self._rng.random(), self._rng.random())
+        picked = choose_backend(revision, rolls, in_flight=admission.load, tried=exchange.tried)
+        if picked is None or admission.has_room(picked.instance):
+            return picked
+        return next((each for each in live if admission.has_room(each.instance)), None)
+
+    def _let_in(self, admission: Admission[Exchange]) -> None:
+        while admission.waiting:
+            exchange = admission.waiting[0]
+            assert exchange.route is not None
+            found = self._now(exchange.route[1].key)
+            backend = self._free(admission, found[1], exchange) if found is not None else None
+            if backend is None or found is None:
+                return
+            admission.waiting.popleft()
+            exchange.route = found
+            self._run(exchange, admission, found[1], backend)
+
+    def _reroute(self, admission: Admission[Exchange]) -> None:
+        """The table changed: those that wait for a revision that is gone are routed anew."""
+        first = admission.waiting[0]
+        assert first.route is not None
+        if self._now(first.route[1].key) is not None:
+            self._let_in(admission)
+            return
+        waiting = list(admission.waiting)
+        admission.waiting.clear()
+        for exchange in waiting:
+            self._stop_waiting(exchange)
+            exchange.ask.path = exchange.ask.target.partition(b"?")[0]
+            self.admit(exchange)
+
+    def _waited_too_long(self, exchange: Exchange) -> None:
+        assert exchange.route is not None
+        revision = exchange.route[1]
+        found = self._now(revision.key)
+        if found is None or not found[1].backends:
+            exchange.refuse(503, "no-instance", "no instance of this function could be started in time")
+        else:
+            exchange.refuse(429, "queue-timeout", "this function was full for too long", retry_after_s=1)
+
+    def _stop_waiting(self, exchange: Exchange) -> None:
+        timer = self._timers.pop(exchange, None)
+        if timer is None:
+            return
+        timer[0].cancel()
+        exchange.waited_s += self._loop.time() - timer[1]
+        if exchange.route is not None:
+            admission = self._admissions.get(exchange.route[1].key)
+            if admission is not None and exchange in admission.waiting:
+                admission.waiting.remove(exchange)
+
+    def _now(self, key: RevisionKey) -> tuple[FunctionRoute, RevisionRoute] | None:
+        """The routes of a revision as they are now; None when it may not be called any more."""
+        function = self._table.functions.get(key.function)
+        if function is None:
+            return None
+        return next(((function, each) for each in function.revisions if each.key == key), None)
+
+    def _admission(self, revision: RevisionRoute) -> Admission[Exchange]:
+        found = self._admissions.get(revision.key)
+        if found is None:
+            found = self._admissions[revision.key] = Admission(revision.limits, self._loop.time())
+        return found
+
+    def _upstream(self, address: str) -> Upstream:
+        found = self._upstreams.get(address)
+        if found is None:
+            made = HostLink(address.removeprefix("unix:")) if address.startswith("unix:") else ComponentLink(address)
+            found = self._upstreams[address] = made
+        return found
+
+    def _forget_upstreams(self) -> None:
+        live = {
+            backend.address
+            for function in self._table.functions.values()
+            for revision in function.revisions
+            for backend in revision.backends
+        }
+        for address in [address for address in self._upstreams if address not in live]:
+            self._upstreams.pop(address).close()

@@ -1,0 +1,31 @@
+"""The limits of a front, which hold for all functions together; those of one are in its revision."""
+
+import msgspec
+
+
+class FrontConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The HTTP front of a worker. All times in seconds.
+
+    Attributes:
+        listen: ``HOST:PORT``; port 0 takes a free one.
+        processes: that share the port; each has its own queues.
+        connections: open at once; more are closed at once with 503.
+        head_bytes: of a request's line and headers; more is 431.
+        headers: in one request; more is 431.
+        head_s: how long the head of a request may take; passed: 408.
+        idle_s: how long a connection is kept without a request.
+        pipelined: requests that one connection may send ahead.
+        replay_bytes: of a body that are kept, so that a request can be sent to another instance.
+        drain_s: how long requests may end when the front stops.
+    """
+
+    listen: str = "127.0.0.1:7080"
+    processes: int = 1
+    connections: int = 10_000
+    head_bytes: int = 64 * 1024
+    headers: int = 200
+    head_s: float = 10.0
+    idle_s: float = 75.0
+    pipelined: int = 8
+    replay_bytes: int = 64 * 1024
+    drain_s: float = 10.0

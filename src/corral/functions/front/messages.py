@@ -1,0 +1,31 @@
+"""What a worker and its front say to each other, one JSON text a line."""
+
+from typing import Final
+
+import msgspec
+
+from corral.functions.model import Demand
+from corral.functions.routing import RoutingUpdate
+
+LINE_MAX: Final = 64 * 1024**2
+
+
+class ToFront(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker says."""
+
+    update: RoutingUpdate | None = None
+    drain: bool = False
+
+
+class FromFront(msgspec.Struct, frozen=True, kw_only=True):
+    """What a front says, all of it each time.
+
+    Attributes:
+        epoch, version: of the table by which it routes.
+        stale: an update is missing, send a whole one.
+    """
+
+    epoch: str = ""
+    version: int = 0
+    demands: tuple[Demand, ...] = ()
+    stale: bool = False
