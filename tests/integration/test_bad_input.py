@@ -98,7 +98,6 @@ def red(up: CorralProcess) -> Stranger:
     ("options", "sentence"),
     [
         (["--runtime", "bublewrap"], 'did you mean "bubblewrap"?'),
-        (["--runtime", "qemu"], '"qemu" is not available: it needs'),
         (["--runtime", "runhcs-wcow-hypervisor"], "it needs Windows"),
         (["--memory", "-5"], 'write for example "512MiB"'),
         (["--memory", "200TB"], "is out of range"),

@@ -1,16 +1,28 @@
 """``python -m corral.app.launch ROLE …``: what starts every process of ours.
 
 Some libraries import others when they are there: structlog takes rich, for consoles that these processes never have,
-and Litestar takes pydantic, for models that we do not write. Hiding both saves eighteen megabytes.
+and Litestar takes pydantic, for models that we do not write. Hiding both saves eighteen megabytes. SQLAlchemy's asyncio
+package takes its whole object-relational mapper for sessions; we speak Core only, and save another six.
 """
 
 import sys
 from importlib import import_module
-from typing import Final
+from types import ModuleType
+from typing import Any, Final
 
-ROLES: Final = ("up", "scheduler", "worker", "config_show", "image", "daemon")
+ROLES: Final = ("up", "scheduler", "worker", "config_show", "image", "vm", "daemon")
 _HIDDEN: Final = ("rich", "pydantic")
-_FOR_PEOPLE: Final = frozenset({"image"})  # draws tables, and ends
+_UNUSED: Final = ("sqlalchemy.ext.asyncio.scoping", "sqlalchemy.ext.asyncio.session")
+_FOR_PEOPLE: Final = frozenset({"image", "vm"})  # draws tables, and ends
+
+
+class _Unused(ModuleType):
+    """Stands for a module of which only names are imported, and nothing is called."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return type(name, (), {"__doc__": f"{self.__name__}.{name}, which is not loaded here."})
 
 
 def main() -> int:
@@ -21,6 +33,8 @@ def main() -> int:
         return 2
     for name in _HIDDEN if role not in _FOR_PEOPLE else ():
         sys.modules[name] = None  # type: ignore[assignment]  # importing it fails, as if it were not installed
+    for name in _UNUSED:
+        sys.modules[name] = _Unused(name)
     status: int = import_module(f"corral.app.{role}").main()
     return status
 

@@ -36,6 +36,7 @@ VERBS: Final = {
     "scheduler": Verb("corral.cli.scheduler", "Start only a scheduler.", _OPERATE),
     "worker": Verb("corral.cli.worker.group", "Start a worker; list and drain workers.", _OPERATE),
     "image": Verb("corral.cli.image.group", "Pull, list, show and remove this worker's images.", _OPERATE),
+    "vm": Verb("corral.cli.vm.group", "Make the kernel of this worker's virtual machines.", _OPERATE),
     "doctor": Verb("corral.cli.doctor", "Try every kind of isolation on this machine and say what works.", _OPERATE),
     "audit": Verb("corral.cli.audit.group", "Who ran what.", _OPERATE),
     "token": Verb("corral.cli.token.group", "Make tokens for tenants and workers.", _OPERATE),

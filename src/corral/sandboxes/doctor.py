@@ -17,14 +17,18 @@ from corral.kernel.clock import Clock
 from corral.kernel.concurrency import finish
 from corral.kernel.errors import CorralError, SandboxFailed
 from corral.kernel.units import format_duration, format_size
+from corral.sandboxes.guest import sample_root
+from corral.sandboxes.guest.kit import default_data_directory, open_kit
 from corral.sandboxes.link import agent_path
 from corral.sandboxes.model import GIB, MIB, End, ExecRequest, SandboxSpec, Size
 from corral.sandboxes.runtimes.child import launcher_path
 from corral.sandboxes.runtimes.home import Home
-from corral.sandboxes.runtimes.registry import ABSENT, KNOWN, RuntimesConfig
+from corral.sandboxes.runtimes.qemu import QemuConfig
+from corral.sandboxes.runtimes.registry import ABSENT, KNOWN, MACHINES, RuntimesConfig
 from corral.sandboxes.sandbox import Sandbox
 
 _SIZE: Final = Size(memory_bytes=64 * MIB, processes=32, files=1000, disk_bytes=16 * MIB)
+_TRIED: Final = ("echo", "sleep")
 _ENV: Final = (("PATH", "/usr/local/bin:/usr/bin:/bin"),)
 _KVM_GET_API_VERSION: Final = 0xAE00
 _DISK_WANTED_BYTES: Final = 2 * GIB
@@ -61,12 +65,19 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         return any(finding.works for finding in self.runtimes if finding.name == "bubblewrap")
 
 
-async def examine(*, clock: Clock, directory: Path | None = None, within_s: float = 10.0) -> Report:
-    """Try every runtime, all at once, for at most ``within_s``; leaves nothing behind.
+async def examine(
+    *, clock: Clock, directory: Path | None = None, within_s: float = 10.0, machine_within_s: float = 40.0
+) -> Report:
+    """Try every runtime, all at once, for at most ``within_s``, and those that boot a machine longer; leaves nothing
+    behind.
 
-    ``directory`` is where the data would lie (its disk is looked at); the trial itself uses a temporary one.
+    ``directory`` is where the data lies, or would (its disk and its guest kit are looked at); the trial itself uses a
+    temporary one.
     Cancellation: whatever was started is freed first.
     """
+    config = RuntimesConfig(
+        kits=str((directory or default_data_directory()) / "guest"), qemu=QemuConfig(templates=False)
+    )
     findings: dict[str, RuntimeFinding] = {}
     with (
         tempfile.TemporaryDirectory(prefix=f"corral-doctor-{os.getpid()}-") as temporary,
@@ -74,8 +85,10 @@ async def examine(*, clock: Clock, directory: Path | None = None, within_s: floa
     ):
         async with asyncio.TaskGroup() as trials:
             for name in KNOWN:
-                trials.create_task(_note_trial(findings, name, home, clock, within_s), name=f"doctor:{name}")
-        facts = (_cgroups(home), *_facts(directory or Path.cwd()))
+                longest_s = machine_within_s if name in MACHINES else within_s
+                trial = _note_trial(findings, name, home, clock, longest_s, config)
+                trials.create_task(trial, name=f"doctor:{name}")
+        facts = (_cgroups(home), *_facts(directory or Path.cwd()), _kit(Path(config.kits)))
     absent = [
         RuntimeFinding(name=name, works=False, detail=why, cure='use the runtime "bubblewrap"')
         for name, why in ABSENT.items()
@@ -84,11 +97,16 @@ async def examine(*, clock: Clock, directory: Path | None = None, within_s: floa
 
 
 async def _note_trial(
-    findings: dict[str, RuntimeFinding], name: str, home: Home, clock: Clock, within_s: float
+    findings: dict[str, RuntimeFinding],
+    name: str,
+    home: Home,
+    clock: Clock,
+    within_s: float,
+    config: RuntimesConfig,
 ) -> None:
     try:
         async with asyncio.timeout(within_s):
-            detail = await _try_runtime(name, home, clock)
+            detail = await _try_runtime(name, home, clock, config)
     except TimeoutError:
         detail = f"no result within {within_s:g} s"
         findings[name] = RuntimeFinding(name=name, works=False, detail=detail, cure="the machine is too busy, or stuck")
@@ -99,12 +117,16 @@ async def _note_trial(
         findings[name] = RuntimeFinding(name=name, works=True, detail=detail)
 
 
-async def _try_runtime(name: str, home: Home, clock: Clock) -> str:
+async def _try_runtime(name: str, home: Home, clock: Clock, config: RuntimesConfig) -> str:
     # in a thread: a runtime copies files and asks programs for their versions, and others are being timed
-    with closing(await asyncio.to_thread(KNOWN[name], home, RuntimesConfig())) as runtime:
+    with closing(await asyncio.to_thread(KNOWN[name], home, config)) as runtime:
+        root = ""
+        if name in MACHINES:  # they boot from an image only
+            (place := home.directory / f"root-{name}").mkdir()
+            root = str(await asyncio.to_thread(sample_root.build, place, _TRIED))
         began_s = clock.monotonic_s()
         # every trial has its own id; the home is new, so nothing else has one
-        box = await runtime.start(SandboxSpec(id=f"sbx_doctor_{name}", tenant="doctor", size=_SIZE))
+        box = await runtime.start(SandboxSpec(id=f"sbx_doctor_{name}", tenant="doctor", root=root, size=_SIZE))
         ready_s = clock.monotonic_s() - began_s
         sandbox = Sandbox(box)
         try:
@@ -215,6 +237,13 @@ def _program(name: str, find: Callable[[], Path]) -> Fact:
     except SandboxFailed as error:
         return Fact(name=name, good=False, detail=str(error), cure=error.cure)
     return Fact(name=name, good=True, detail=f"{path}, {format_size(path.stat().st_size)}")
+
+
+def _kit(kits: Path) -> Fact:
+    try:
+        return Fact(name="guest kit", good=True, detail=open_kit(kits).about)
+    except SandboxFailed as error:
+        return Fact(name="guest kit", good=False, detail=error.message, cure=error.cure)
 
 
 def _disk(directory: Path) -> Fact:

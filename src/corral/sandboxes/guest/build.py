@@ -37,7 +37,7 @@ def build_from_package(package: Path, directory: Path, *, tell: Tell) -> GuestKi
     """A kit from a Debian ``linux-image-*`` package. Raises InvalidSpec for a package that holds no such kernel."""
     tell(f"reading {package.name}")
     image, modules = b"", {}
-    for path, content in _members(package):
+    for path, content in deb_members(package):
         name = path.rpartition("/")[2]
         if path.startswith("boot/vmlinuz-"):
             image = content()
@@ -64,19 +64,24 @@ def build_from_kernel(
 
 
 def download_package(into: Path, *, tell: Tell) -> Path:
-    """Debian's current cloud kernel, through apt and the mirrors and keys that this machine trusts.
+    """Debian's current cloud kernel. Raises: as ``debian_file``."""
+    return debian_file(PACKAGE, into, prefix="linux-image-", tell=tell)
+
+
+def debian_file(package: str, into: Path, *, prefix: str, tell: Tell) -> Path:
+    """The package that ``package`` depends on, through apt and the mirrors and keys that this machine trusts.
 
     Raises InvalidSpec when this is no Debian; StoreUnavailable when apt cannot get it.
     """
     if shutil.which("apt-get") is None or shutil.which("apt-cache") is None:
         raise InvalidSpec(
             "this machine has no apt-get to get Debian's kernel with",
-            cure="download the package linux-image-<version>-cloud-amd64 and pass it with --package",
+            cure=f"download the package that {package} depends on, and pass it with --package",
         )
-    shown = _run(["apt-cache", "depends", PACKAGE], cwd=into)
-    name = next((line.split()[-1] for line in shown.splitlines() if "Depends: linux-image-" in line), "")
+    shown = _run(["apt-cache", "depends", package], cwd=into)
+    name = next((line.split()[-1] for line in shown.splitlines() if f"Depends: {prefix}" in line), "")
     if not name:
-        raise StoreUnavailable(f"apt knows no {PACKAGE}", cure="apt-get update, or pass a package with --package")
+        raise StoreUnavailable(f"apt knows no {package}", cure="apt-get update, or pass a package with --package")
     tell(f"downloading {name}")
     _run(["apt-get", "download", "-q", name], cwd=into)
     return next(into.glob(f"{name}_*.deb"))
@@ -93,7 +98,7 @@ def _run(command: list[str], *, cwd: Path) -> str:
     return done.stdout
 
 
-def _members(package: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
+def deb_members(package: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
     """Regular files of a .deb (deb(5): an ar archive with a tar archive in it), without leading ``./``."""
     try:
         data, name = _ar_member(package, b"data.tar")

@@ -76,6 +76,12 @@ class GuestKit:
         return f"guest kernel {self.manifest.release} ({self.manifest.source})"
 
 
+def default_data_directory() -> Path:
+    """Where Corral keeps its data when nobody says otherwise."""
+    base = os.environ.get("XDG_DATA_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "share") / "corral"
+
+
 def guest_path() -> Path:
     """Process 1 of a machine (native/guest); ``CORRAL_GUEST`` overrides it.
 

@@ -79,7 +79,7 @@ class RootImages:
         return place
 
     async def _made(self, root: Path, place: Path) -> None:
-        if not any(entry.name not in _OURS for entry in os.scandir(root)):
+        if not {*os.listdir(root)} - {*_OURS}:
             raise InvalidSpec(
                 f'root: the directory "{root}" is empty; a root holds at least /usr or /bin', field="root"
             )

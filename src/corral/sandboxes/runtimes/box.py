@@ -19,6 +19,7 @@ from corral.sandboxes.ports import LimitEvents
 from corral.sandboxes.runtimes.child import Child, launcher_path
 from corral.sandboxes.runtimes.home import Home
 
+NOT_STARTED: Final = "the sandbox did not start: "
 _WORDS_BYTES_MAX: Final = 4096
 _END_BY_ITSELF_S: Final = 2.0
 _END_KILLED_S: Final = 5.0
@@ -197,7 +198,7 @@ class ProcessBox:
         await child.wait_ended(within_s=0.5)  # its last words come before its end
         said = _read_words(words) or (f"no answer within {within_s:g} s" if isinstance(error, TimeoutError) else "")
         cure = error.cure if isinstance(error, CorralError) else ""
-        return SandboxFailed(f"the sandbox did not start: {said or error}", cure=cure, runtime_status=child.status)
+        return SandboxFailed(f"{NOT_STARTED}{said or error}", cure=cure, runtime_status=child.status)
 
     def _argv(self, launch: Launch) -> list[str]:
         argv = [str(launcher_path())]

@@ -25,12 +25,12 @@ ETC_DIRECTORIES: Final = (
 ETC_PATTERNS: Final = ("java*",)
 UID: Final = 1000  # inside a box, whoever it is outside
 GID: Final = 1000
-_PASSWD: Final = (
+PASSWD: Final = (
     f"root:x:0:0:root:/:/usr/sbin/nologin\n"
     f"work:x:{UID}:{GID}:work:/work:/bin/sh\n"
     f"nobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n"
 )
-_GROUP: Final = f"root:x:0:\nwork:x:{GID}:\nnogroup:x:65534:\n"
+GROUP: Final = f"root:x:0:\nwork:x:{GID}:\nnogroup:x:65534:\n"
 _HOSTS: Final = "127.0.0.1 localhost\n::1 localhost\n"
 RESOLVER_FILES: Final = ("/etc/resolv.conf", "/etc/hosts")  # the host's own, for boxes with its network
 
@@ -63,8 +63,8 @@ def build(directory: Path, *, host: Path = Path("/")) -> HostRoot:
 
 
 def _build_etc(source: Path, etc: Path) -> None:
-    (etc / "passwd").write_text(_PASSWD)
-    (etc / "group").write_text(_GROUP)
+    (etc / "passwd").write_text(PASSWD)
+    (etc / "group").write_text(GROUP)
     (etc / "hosts").write_text(_HOSTS)
     (etc / "resolv.conf").write_text("")
     (etc / "mtab").symlink_to("/proc/self/mounts")

@@ -17,6 +17,7 @@ from corral.sandboxes.runtimes.bubblewrap import BubblewrapRuntime, HostUser
 from corral.sandboxes.runtimes.gvisor import GvisorConfig, GvisorRuntime
 from corral.sandboxes.runtimes.home import Home
 from corral.sandboxes.runtimes.oci import OciConfig, OciRuntime
+from corral.sandboxes.runtimes.qemu import QemuConfig, QemuRuntime
 from corral.sandboxes.runtimes.really_really_dangerous import ReallyReallyDangerousRuntime
 from corral.sandboxes.runtimes.tenant_users import IDS_PER_TENANT, TENANTS_MAX
 
@@ -36,6 +37,8 @@ class RuntimesConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             the worker is root; 400,000 ids that belong to nobody else.
         oci: the runtime "oci".
         gvisor: the runtime "gvisor".
+        qemu: the runtime "qemu".
+        kits: directory of the guest kits of virtual machines, or of one kit; "" is ``guest`` in the data directory.
     """
 
     names: tuple[str, ...] = ("bubblewrap",)
@@ -45,6 +48,8 @@ class RuntimesConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     tenant_uid_first: int = 0x70000000
     oci: OciConfig = OciConfig()
     gvisor: GvisorConfig = GvisorConfig()
+    qemu: QemuConfig = QemuConfig()
+    kits: str = ""
 
     def __post_init__(self) -> None:
         if not self.names:
@@ -83,6 +88,21 @@ def _gvisor(home: Home, config: RuntimesConfig) -> OpenRuntime:
     return GvisorRuntime(home, config.gvisor, first_user=first, start_within_s=config.start_within_s)
 
 
+def _qemu(home: Home, config: RuntimesConfig) -> OpenRuntime:
+    return QemuRuntime(
+        home,
+        config.qemu,
+        kits=kits_directory(home, config),
+        first_user=config.tenant_uid_first,
+        start_within_s=config.start_within_s,
+    )
+
+
+def kits_directory(home: Home, config: RuntimesConfig) -> Path:
+    """Where guest kits lie: as configured, else beside the sandboxes' own directory."""
+    return Path(config.kits) if config.kits else home.directory.parent / "guest"
+
+
 def _really_really_dangerous(home: Home, config: RuntimesConfig) -> OpenRuntime:
     return ReallyReallyDangerousRuntime(home, start_within_s=config.start_within_s)
 
@@ -91,11 +111,12 @@ KNOWN: Final[Mapping[str, Callable[[Home, RuntimesConfig], OpenRuntime]]] = {
     "bubblewrap": _bubblewrap,
     "oci": _oci,
     "gvisor": _gvisor,
+    "qemu": _qemu,
     "really_really_dangerous": _really_really_dangerous,
 }
+MACHINES: Final = frozenset({"qemu", "firecracker"})  # those that boot a kernel of their own, from an image
 ABSENT: Final[Mapping[str, str]] = {
     "firecracker": "it needs KVM, firecracker and a guest kernel, which this version does not drive",
-    "qemu": "it needs qemu-system and a guest kernel, which this version does not drive",
     "runhcs-wcow-hypervisor": "it needs Windows with Hyper-V, and Corral's workers run on Linux",
 }
 

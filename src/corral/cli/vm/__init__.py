@@ -1,0 +1,1 @@
+"""`corral vm`: one file per verb, as for `corral image`."""
