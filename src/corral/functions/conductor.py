@@ -625,7 +625,6 @@ class Conductor:
             key=order.key,
             worker=placement.worker,
             phase=placement.phase,
-            memory_bytes=order.spec.limits.memory_bytes,
         )
 
 

@@ -33,7 +33,6 @@ class Placed:
     key: RevisionKey
     worker: str
     phase: InstancePhase = InstancePhase.STARTING
-    memory_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +107,6 @@ class _Table:
         self._placed = {each.id: each for each in placed if each.worker in self._seats}
         self._by_key: dict[RevisionKey, dict[str, Placed]] = {}
         self._count: Counter[str] = Counter()
-        self._memory: Counter[str] = Counter()
         self._numbers = itertools.count()
         for each in self._placed.values():
             self._enter(each)
@@ -116,7 +114,6 @@ class _Table:
     def _enter(self, each: Placed) -> None:
         self._by_key.setdefault(each.key, {})[each.id] = each
         self._count[each.worker] += 1
-        self._memory[each.worker] += each.memory_bytes
 
     def remove(self, ids: Iterable[str]) -> None:
         """They are gone."""
@@ -125,13 +122,11 @@ class _Table:
             if gone is not None:
                 del self._by_key[gone.key][instance_id]
                 self._count[gone.worker] -= 1
-                self._memory[gone.worker] -= gone.memory_bytes
 
     def add(self, want: Want, worker: str) -> None:
         """One more is there."""
         name = f"planned {next(self._numbers)}"
-        new = Placed(id=name, key=want.key, worker=worker, memory_bytes=want.spec.limits.memory_bytes)
-        self._placed[name] = new
+        self._placed[name] = new = Placed(id=name, key=want.key, worker=worker)
         self._enter(new)
 
     def staying(self, key: RevisionKey) -> list[Placed]:
@@ -171,7 +166,7 @@ class _Table:
                 continue
             for each in instances.values():
                 seat = self._seats[each.worker]
-                if seat.open and not self._unable(seat, want) and self._fits_without(seat, want, each):
+                if not self._unable(seat, want):
                     return each.id
         return None
 
@@ -189,26 +184,21 @@ class _Table:
         return self._count[worker] / max(1, self._seats[worker].capacity.instances)
 
     def _obstacle(self, seat: Seat, want: Want) -> str:
-        return self._unable(seat, want) or self._full(seat, want, count=self._count[seat.worker], freed_bytes=0)
-
-    def _fits_without(self, seat: Seat, want: Want, victim: Placed) -> bool:
-        count = self._count[seat.worker] - 1
-        return not self._full(seat, want, count=count, freed_bytes=victim.memory_bytes)
+        if not (why := self._unable(seat, want)) and self._count[seat.worker] >= seat.capacity.instances:
+            return f"has its {seat.capacity.instances} instances already"
+        return why
 
     @staticmethod
     def _unable(seat: Seat, want: Want) -> str:
+        """Why it could not even if it were empty. Memory is taken by requests, not by instances: one must fit."""
         if not seat.open:
             return "is being emptied" if seat.leaving else "is not connected"
         if not seat.capacity.engine:
             return seat.capacity.trouble or "has no engine"
         if want.spec.kind not in seat.capacity.kinds:
             return f"cannot run {want.spec.kind.value}"
-        return ""
-
-    def _full(self, seat: Seat, want: Want, *, count: int, freed_bytes: int) -> str:
-        if count >= seat.capacity.instances:
-            return f"has its {seat.capacity.instances} instances already"
-        memory_bytes = self._memory[seat.worker] - freed_bytes + want.spec.limits.memory_bytes
-        if seat.capacity.memory_bytes and memory_bytes > seat.capacity.memory_bytes:
-            return "has too little memory left"
+        if 0 < seat.capacity.memory_bytes < want.spec.limits.memory_bytes:
+            return "has too little memory for one request"
+        if seat.capacity.instances < 1:
+            return "takes no instances"
         return ""
