@@ -39,7 +39,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Diff(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that changed. ``kind``: compiler, image, flag, environment, directory, source, header."""
+    """One thing that changed. ``kind``: compiler, image, flag, environment, project, directory, source, header."""
 
     kind: str
     name: str = ""
@@ -56,7 +56,7 @@ class Diff(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def diffs(before: Record | None, after: Record) -> tuple[Diff, ...]:
-    """What changed, in the order compiler, image, flags, environment, directory, source, headers by name."""
+    """What changed, in the order compiler, image, flags, environment, project, directory, source, headers by name."""
     if before is None or before.inputs is None or after.inputs is None:
         return ()
     was, now = before.inputs, after.inputs
@@ -81,11 +81,19 @@ def diffs(before: Record | None, after: Record) -> tuple[Diff, ...]:
         )
         for name in sorted({name for name, _ in {*was.environment} ^ {*now.environment}})
     ]
+    if (before.root, was.subdirectory, was.source) != (after.root, now.subdirectory, now.source):
+        found.append(Diff(kind="project", before=_place(before), after=_place(after)))
     if was.directory != now.directory:
         found.append(Diff(kind="directory", before=was.directory, after=now.directory))
     if was.source == now.source:
         found += _file_diffs(now.source, before.files, after.files)
     return tuple(found)
+
+
+def _place(record: Record) -> str:
+    """Where the project begins, and what the source is called in it."""
+    name = record.inputs.source if record.inputs is not None else ""
+    return f"{name} in {record.root}" if record.root else name
 
 
 def _flag_diffs(was: tuple[str, ...], now: tuple[str, ...]) -> list[Diff]:
@@ -130,5 +138,5 @@ def reason(record: Record, before: Record | None) -> str:
     if before is None:
         return "first-time"
     if not record.diffs:
-        return "not-stored"
+        return "evicted"  # nothing differs, so it was there once
     return record.diffs[0].kind

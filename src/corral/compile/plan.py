@@ -26,11 +26,33 @@ from corral.compile.paths import absolute, find_root
 
 RESPONSE_BYTES_MAX: Final = 1024**2
 _SEARCH: Final = ("PATH", "TMPDIR", "HOME")
+_ROOT_S: Final = 1.0
+_ROOTS_MAX: Final = 10_000
 _TRUSTED_AFTER_NS: Final = 100_000_000
 """A directory that changed later than so long ago may change again within one tick of its clock."""
 
 
 _NOT_ASKED: Final = CompilerIdentity(digest="", path="", vendor=None)
+
+
+class Roots:
+    """Project roots by directory, looked up again after a second: a marker may come or go at any time."""
+
+    def __init__(self, now_s: Callable[[], float]) -> None:
+        self._now_s = now_s
+        self._known: dict[str, tuple[str, float]] = {}
+
+    def of(self, directory: str) -> str:
+        """The root around an absolute directory, "" when nothing marks one."""
+        now_s = self._now_s()
+        known = self._known.get(directory)
+        if known is not None and now_s - known[1] < _ROOT_S:
+            return known[0]
+        if len(self._known) >= _ROOTS_MAX:
+            self._known.clear()
+        root = find_root(directory, os.path.exists)
+        self._known[directory] = (root, now_s)
+        return root
 
 
 class LiveSet:
@@ -126,8 +148,9 @@ class Plan:
     inputs: KeyInputs
     invocation: Invocation
 
-    def __init__(self, ask: Ask) -> None:
+    def __init__(self, ask: Ask, root: str) -> None:
         self.cwd = ask.cwd
+        self.root = root
         self.argv = (ask.program if ask.program.startswith("/") else f"{ask.cwd}/{ask.program}", *words(ask.arguments))
         variables = dict(word.split("=", 1) for word in words(ask.environment) if "=" in word)
         self.environment = key.relevant_environment(variables)
@@ -135,7 +158,6 @@ class Plan:
         self.question: Question = question(self.argv[0], variables)
         self.terminal = ask.terminal and variables.get("TERM", "dumb") != "dumb" and variables.get("GCC_COLORS") != ""
         self.responses: list[tuple[str, Signature]] = []
-        self.root = ""
         self.source = ""
         self.request_key = ""
         self.targets: dict[str, str] = {}
@@ -153,7 +175,6 @@ class Plan:
                 self.source = self.here(parsed.inputs[0][0])
             return judged
         self.invocation, self.cacheable = parsed, judged
-        self.root = find_root(self.cwd, os.path.exists)
         self.source = self.here(judged.source)
         self.targets = {"object": self.here(judged.output)}
         if parsed.dependency_file is not None:
@@ -194,8 +215,10 @@ class Plan:
         """``path`` as named by this compile, absolute."""
         return path if path.startswith("/") else f"{self.cwd}/{path}"
 
-    def is_current(self) -> bool:
-        """False when a response file has changed."""
+    def is_current(self, root: str) -> bool:
+        """False when a response file has changed, or the project's marker has come or gone."""
+        if self.bypass is None and root != self.root:
+            return False
         for path, signature in self.responses:
             try:
                 if signature_of(os.stat(path)) != signature:

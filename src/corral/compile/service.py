@@ -25,7 +25,7 @@ from corral.compile.frames import Head, Report
 from corral.compile.identity import Identities
 from corral.compile.limits import CompileConfig
 from corral.compile.model import Outcome
-from corral.compile.plan import LiveSet, Plan
+from corral.compile.plan import LiveSet, Plan, Roots
 from corral.compile.store import ResultStore
 from corral.compile.storing import Kept, Outputs, collect, keep, moment_now
 from corral.compile.telling import Teller
@@ -90,6 +90,7 @@ class CompileService:
         self._elsewhere = elsewhere
         self._table = FileTable(closure.traits, clock.now_s)
         self._identities = Identities()
+        self._roots = Roots(clock.monotonic_s)
         self._plans: OrderedDict[bytes, Plan] = OrderedDict()
         self._runs: dict[int, _Run] = {}
         self._running: dict[str, _Run] = {}
@@ -192,13 +193,13 @@ class CompileService:
         words = memoryview(frame)[frames.HEAD_BYTES + _UMASK_BYTES :]
         fingerprint = blake3.blake3(words).digest() + bytes((head.flags,))
         plan = self._plans.get(fingerprint)
-        if plan is not None and plan.is_current():
+        if plan is not None and plan.is_current(self._roots.of(plan.cwd)):
             self._plans.move_to_end(fingerprint)
             return plan
         ask = frames.read_ask(head, frame)
         if (ask.namespace, *ask.root) != self._world:
             return None  # a container's paths are not ours
-        plan = Plan(ask)
+        plan = Plan(ask, self._roots.of(ask.cwd))
         self._plans[fingerprint] = plan
         if len(self._plans) > self._config.plans:
             self._plans.popitem(last=False)
