@@ -93,8 +93,8 @@ class ExecutionState:
 class Executions(Protocol):
     """The durable queue, as actions see it. Ids of other tenants look like ids that do not exist."""
 
-    async def submit(self, request: ExecutionRequest) -> str:
-        """Queue it; durable when its id comes back. Raises InvalidSpec, QueueFull, StoreUnavailable."""
+    async def submit(self, request: ExecutionRequest) -> ExecutionState:
+        """Queue it; durable when the answer comes. Raises InvalidSpec, QueueFull, StoreUnavailable."""
         ...
 
     async def find(self, tenant: str, action: Digest) -> ExecutionState | None:

@@ -95,16 +95,15 @@ class ActionService:
             return
         self._misses += 1
         async with self._turns.hold((tenant, action)):
-            found_running = await self._executions.find(tenant, action)
-            if found_running is not None and found_running.outcome is None:
+            state = await self._executions.find(tenant, action)
+            if state is not None and state.outcome is None:
                 self._joined += 1
-                execution = found_running.execution
-            elif not skip_cache_lookup and found_running is not None and await self._keep(tenant, found_running):
-                yield _as_hit(_update(found_running))
+            elif not skip_cache_lookup and state is not None and await self._keep(tenant, state):
+                yield _as_hit(_update(state))
                 return
             else:
-                execution = await self._submit(tenant, action, priority)
-        async with aclosing(self.wait(tenant, execution)) as updates:
+                state = await self._submit(tenant, action, priority)
+        async with aclosing(self._follow(tenant, state)) as updates:
             async for update in updates:
                 yield update
 
@@ -116,25 +115,10 @@ class ActionService:
         if execution.startswith(_CACHED):
             yield await self._come_back(tenant, execution)
             return
-        key = (tenant, execution)
-        self._followers[key] += 1
-        self._left.pop(key, None)
-        try:
-            told: Stage | None = None
-            state = await self._executions.state(tenant, execution)
-            while state.outcome is None:
-                if state.stage is not told:
-                    told = state.stage
-                    yield _update(state)
-                changed = await self._executions.wait_changed(tenant, state, within_s=self._limits.poll_s)
-                state = changed or await self._executions.state(tenant, execution)
-            await self._keep(tenant, state)  # before anybody hears of it
-            yield _update(state)
-        finally:
-            self._followers[key] -= 1
-            if not self._followers[key]:
-                del self._followers[key]
-                self._left[key] = self._clock.monotonic_s()
+        state = await self._executions.state(tenant, execution)
+        async with aclosing(self._follow(tenant, state)) as updates:
+            async for update in updates:
+                yield update
 
     async def cancel(self, tenant: str, execution: str) -> None:
         """End an execution, for everybody who shares it; one that has ended is no error. Raises NotFound."""
@@ -186,7 +170,28 @@ class ActionService:
 
     # ---- inside ----
 
-    async def _submit(self, tenant: str, digest: Digest, priority: int) -> str:
+    async def _follow(self, tenant: str, state: ExecutionState) -> AsyncGenerator[ExecutionUpdate, None]:
+        key = (tenant, state.execution)
+        self._followers[key] += 1
+        self._left.pop(key, None)
+        try:
+            told: Stage | None = None
+            while state.outcome is None:
+                if state.stage is not told:
+                    told = state.stage
+                    yield _update(state)
+                changed = await self._executions.wait_changed(tenant, state, within_s=self._limits.poll_s)
+                state = changed or await self._executions.state(tenant, state.execution)
+            await self._keep(tenant, state)  # before anybody hears of it
+            yield _update(state)
+        finally:
+            self._followers[key] -= 1
+            if not self._followers[key]:
+                del self._followers[key]
+                if state.outcome is None:
+                    self._left[key] = self._clock.monotonic_s()
+
+    async def _submit(self, tenant: str, digest: Digest, priority: int) -> ExecutionState:
         action, command = await self.load(tenant, digest)
         properties = with_pool(properties_of(action, command), self._limits.pools)
         read_platform(properties)

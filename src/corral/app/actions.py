@@ -5,9 +5,12 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 
+import sqlalchemy as sa
 import structlog
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from corral.actions.adapters.memory_cache import RememberedResults
 from corral.actions.adapters.sql_cache import SqlActionCache
@@ -26,6 +29,8 @@ from corral.actions.ports import ExecutionRequest, ExecutionState
 from corral.actions.service import ActionService
 from corral.blobs.content import read_bytes
 from corral.blobs.ports import BlobStore
+from corral.blobs.turns import Turns
+from corral.database import tables
 from corral.database.engine import Database
 from corral.fleet.model import RunRef
 from corral.kernel.clock import Clock
@@ -47,6 +52,8 @@ from corral.tasks.queue import Queue
 from corral.tasks.views import TaskViews
 
 _GROUP: Final = "action:"
+_AFTER_GROUP: Final = "action;"  # the next text after all that begin with it
+_EARLIER_KEPT: Final = 50_000
 _REPORT_BYTES_MAX: Final = 64 * 1024**2
 _STAGES: Final = {
     Phase.UNSCHEDULED: Stage.QUEUED,
@@ -66,17 +73,26 @@ def check_payload(payload: Mapping[str, Any]) -> Sequence[str]:
 class QueuedExecutions:
     """``actions.ports.Executions`` over the queue of tasks: an execution is a task whose payload is an action."""
 
-    def __init__(self, queue: Queue, views: TaskViews, blobs: BlobStore, clock: Clock, limits: ActionLimits) -> None:
+    def __init__(
+        self,
+        database: Database,
+        queue: Queue,
+        views: TaskViews,
+        blobs: BlobStore,
+        clock: Clock,
+        limits: ActionLimits,
+    ) -> None:
         self._queue = queue
         self._views = views
         self._blobs = blobs
         self._clock = clock
         self._limits = limits
         self._news = _News()
+        self._earlier = _Earlier(database)
         queue.signals.heard.append(self._news.hear)
 
-    async def submit(self, request: ExecutionRequest) -> str:
-        digest = str(request.action)
+    async def submit(self, request: ExecutionRequest) -> ExecutionState:
+        digest, news = str(request.action), self._news.count
         payload = ActionPayload(
             digest=digest,
             platform=dict(request.platform),
@@ -98,9 +114,13 @@ class QueuedExecutions:
                 )
             ],
         )
-        return task.id
+        if not request.do_not_cache:
+            self._earlier.add(request.tenant, digest)
+        return ExecutionState(execution=task.id, action=request.action, stage=Stage.QUEUED, news=news)
 
     async def find(self, tenant: str, action: Digest) -> ExecutionState | None:
+        if not await self._earlier.may_hold(tenant, str(action)):
+            return None
         news = self._news.count
         tasks = await self._views.page(tenant, TaskFilter(group=f"{_GROUP}{action}"), limit=1)
         return await self._state_of(tasks[0], news) if tasks else None
@@ -180,6 +200,41 @@ class QueuedExecutions:
         return report
 
 
+class _Earlier:
+    """Which actions have an execution that is remembered, so that most need no look into the database.
+
+    Only exact where there is one scheduler; with several, every question goes to the database.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._known: dict[str, set[str]] = {}
+        self._reading: Turns[str] = Turns()
+
+    def add(self, tenant: str, action: str) -> None:
+        """An execution of this action is queued."""
+        if tenant in self._known:
+            self._known[tenant].add(action)
+            if len(self._known[tenant]) > _EARLIER_KEPT:
+                del self._known[tenant]  # read anew, without those that are forgotten
+
+    async def may_hold(self, tenant: str, action: str) -> bool:
+        """False when there surely is none."""
+        if not self._database.url.is_sqlite:
+            return True
+        async with self._reading.hold(tenant):
+            if tenant not in self._known:
+                self._known[tenant] = set()  # what is added while we read stays
+                self._known[tenant] |= await self._database.read(partial(_actions_of, tenant))
+        return action in self._known[tenant]
+
+
+async def _actions_of(tenant: str, connection: AsyncConnection) -> set[str]:
+    group = tables.tasks.c.group_id
+    mine = sa.select(group).where(tables.tasks.c.tenant == tenant, group >= _GROUP, group < _AFTER_GROUP)
+    return {name.removeprefix(_GROUP) for name in (await connection.execute(mine)).scalars()}
+
+
 class _News:
     """What the queue told lately of tasks, for those who wait for one of them.
 
@@ -230,7 +285,9 @@ def make_actions(
     """The service, and the cache that wants cleaning."""
     kept = SqlActionCache(database, blobs, clock, limits)
     cache = RememberedResults(kept, clock, total_bytes=limits.memory_bytes, fresh_s=limits.fresh_s)
-    return ActionService(cache, QueuedExecutions(queue, views, blobs, clock, limits), blobs, clock, limits), kept
+    return ActionService(
+        cache, QueuedExecutions(database, queue, views, blobs, clock, limits), blobs, clock, limits
+    ), kept
 
 
 async def keep_results_clean(cache: SqlActionCache, clock: Clock, every_s: float) -> None:
