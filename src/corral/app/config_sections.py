@@ -15,6 +15,7 @@ from corral.compile.limits import CompileConfig
 from corral.database.limits import DatabaseLimits
 from corral.doors.http_cache.config import HttpCacheConfig
 from corral.doors.reapi.config import DEFAULT_ADDRESS, OFF, ReapiConfig
+from corral.doors.worker.config import WorkerDoorConfig
 from corral.fleet.adapters.grpc_link import LinkConfig
 from corral.fleet.model import FleetConfig
 from corral.functions.config import FunctionsConfig
@@ -158,6 +159,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         supervisor: ``corral up``.
         join: how the worker finds and joins the fleet.
         worker: the worker's claim and lease loops.
+        worker_door: the worker's own door, for clients with a route (``corral cc``).
         runs: policy and bounds for runs.
         runtimes: kinds of isolation that the worker offers.
         images: OCI images that the worker runs.
@@ -186,6 +188,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     supervisor: SupervisorConfig = SupervisorConfig()
     join: JoinConfig = JoinConfig()
     worker: WorkerConfig = WorkerConfig()
+    worker_door: WorkerDoorConfig = WorkerDoorConfig()
     runs: RunConfig = RunConfig()
     runtimes: RuntimesConfig = RuntimesConfig()
     images: ImagesConfig = ImagesConfig()

@@ -1,22 +1,27 @@
-"""The certificate that a worker makes for itself at its first start, and whose fingerprint it registers.
+"""The certificate that a worker makes for itself at its first start, and the key that signs its results.
 
-It is made by a process of its own (``python -m corral.app.own_certificate DIRECTORY NAME``): the library for it would
-otherwise stay in the worker's memory.
+Both are registered: the fingerprint of the one, the public half of the other. They are made by a process of its own
+(``python -m corral.app.own_certificate DIRECTORY NAME``): the library for it would otherwise stay in the worker's
+memory.
 """
 
 import asyncio
 import os
+import secrets
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
+from corral.fleet.tokens import SigningKey
 from corral.kernel.clock import SystemClock
 from corral.kernel.errors import SandboxFailed
 from corral.wire.certificates import fingerprint_of
 
 CERTIFICATE: Final = "worker.crt"
 KEY: Final = "worker.key"
+RESULT_SEED: Final = "worker.sign"
+RESULT_KEY: Final = "worker.sign.pub"
 _VALID: Final = timedelta(days=3650)
 _MAKE_WITHIN_S: Final = 60.0
 
@@ -26,7 +31,7 @@ async def own_fingerprint(directory: Path, name: str) -> str:
 
     Raises: InvalidSpec when the file is no certificate; SandboxFailed when none could be made.
     """
-    if not (directory / CERTIFICATE).exists() or not (directory / KEY).exists():
+    if not all((directory / name).exists() for name in (CERTIFICATE, KEY, RESULT_SEED, RESULT_KEY)):
         command = [sys.executable, "-m", "corral.app.own_certificate", str(directory), name]
         process = await asyncio.create_subprocess_exec(
             *command,
@@ -41,8 +46,25 @@ async def own_fingerprint(directory: Path, name: str) -> str:
     return fingerprint_of(directory / CERTIFICATE)
 
 
+def result_key(directory: Path) -> str:
+    """The public key that signs results, hex; "" when none was made."""
+    try:
+        return (directory / RESULT_KEY).read_text().strip()
+    except FileNotFoundError:
+        return ""
+
+
 def make(directory: Path, name: str) -> None:
-    """Write a key, readable by its owner only, and a certificate for ``name`` that it signs itself."""
+    """Write what is missing: a key with a certificate for ``name``, and a key for results; for their owner's eyes."""
+    if not (directory / CERTIFICATE).exists() or not (directory / KEY).exists():
+        _make_certificate(directory, name)
+    if not (directory / RESULT_SEED).exists() or not (directory / RESULT_KEY).exists():
+        seed = secrets.token_bytes(32)
+        _write(directory / RESULT_SEED, seed.hex().encode())
+        _write(directory / RESULT_KEY, SigningKey(seed).public.hex().encode())
+
+
+def _make_certificate(directory: Path, name: str) -> None:
     from cryptography import x509  # noqa: PLC0415 - heavy, and only this process needs it
     from cryptography.hazmat.primitives import hashes, serialization  # noqa: PLC0415
     from cryptography.hazmat.primitives.asymmetric import ec  # noqa: PLC0415

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import structlog
@@ -25,7 +25,7 @@ from corral.app.action_runs import ActionKind, make_runner
 from corral.app.config_sections import Config
 from corral.app.datadir import kept_id, locked_directory
 from corral.app.images import make_images
-from corral.app.own_certificate import own_fingerprint
+from corral.app.own_certificate import own_fingerprint, result_key
 from corral.app.start import configure_logging, read_arguments, run_process, tell
 from corral.app.worker_functions import open_worker_functions
 from corral.blobs.adapters.tiered import Tier
@@ -55,6 +55,9 @@ from corral.tasks.ports import LogSink
 from corral.tasks.run import RunServices
 from corral.tasks.worker import Worker, WorkerStopped
 
+if TYPE_CHECKING:
+    from corral.app.worker_door import OpenDoor
+
 _log = structlog.get_logger("corral.worker")
 _TIER_S: Final = 300.0
 _SUPERVISED_PART: Final = 0.6  # of the time that a supervisor gives: the rest is for the stop itself
@@ -67,6 +70,7 @@ class _Wiring:
         self.worker: Worker | None = None
         self.pools: Pools | None = None
         self.images: Images | None = None
+        self.door: "OpenDoor | None" = None
         self.link = SchedulerLink(
             config.join.scheduler,
             config.join.token,
@@ -90,12 +94,15 @@ class _Wiring:
             disk_free_bytes=shutil.disk_usage(self._data).free,
             memory_free_bytes=os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
             pools_json="" if self.pools is None else msgspec.json.encode(self.pools.statistics()).decode(),
+            executions=0 if self.door is None else self.door.servicer.busy,
         )
 
     def _desired(self, desired: DesiredState) -> None:
         if self.worker is not None:
             self.worker.cancel(desired.cancel)
             self.worker.hold(on=desired.drain)
+        if self.door is not None:
+            self.door.entrance.learn(desired.route_key)
 
 
 @asynccontextmanager
@@ -120,7 +127,9 @@ async def running_worker(config: Config) -> AsyncIterator[Worker]:
         worker_id = config.join.id or kept_id(data / "worker.id", "wrk", now_s=clock.now_s())
         fingerprint = await own_fingerprint(data, worker_id)
         registration = _registration(config, runtimes, worker_id, fingerprint)
-        wiring = _Wiring(config, msgspec.structs.replace(registration, images=images.digests()))
+        wiring = _Wiring(
+            config, msgspec.structs.replace(registration, images=images.digests(), result_key=result_key(data))
+        )
         wiring.pools, wiring.images = pools, images
         opened.append(pools)
         shared = (data / "scheduler.lock").exists()  # then its disk tier is ours, and it does the cleaning
@@ -137,6 +146,15 @@ async def running_worker(config: Config) -> AsyncIterator[Worker]:
             worker_id=worker_id,
             clock=clock,
         )
+        if config.worker_door.listen:
+            from corral.app.worker_door import worker_door  # noqa: PLC0415 - heavy, and most workers have no door
+
+            wiring.door = await stack.enter_async_context(
+                worker_door(
+                    config, data, worker_id=worker_id, link=wiring.link, blobs=blobs.store, runner=runner, clock=clock
+                )
+            )
+            wiring.link.registration = msgspec.structs.replace(wiring.link.registration, address=wiring.door.address)
         sink = GrpcLogSink(wiring.link)
         plugins = make_plugins(config, sink=sink, spool=spool, clock=clock)
         services = RunServices(

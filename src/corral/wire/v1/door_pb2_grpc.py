@@ -272,3 +272,122 @@ class Door:
             timeout,
             metadata,
             _registered_method=True)
+
+
+class ResultsStub:
+    """Results of actions, for workers: the scheduler's action cache.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Get = channel.unary_unary(
+                '/corral.v1.Results/Get',
+                request_serializer=corral_dot_wire_dot_v1_dot_door__pb2.ResultRequest.SerializeToString,
+                response_deserializer=corral_dot_wire_dot_v1_dot_door__pb2.ResultAnswer.FromString,
+                _registered_method=True)
+        self.Update = channel.unary_unary(
+                '/corral.v1.Results/Update',
+                request_serializer=corral_dot_wire_dot_v1_dot_door__pb2.ResultUpdate.SerializeToString,
+                response_deserializer=corral_dot_wire_dot_v1_dot_door__pb2.ResultUpdated.FromString,
+                _registered_method=True)
+
+
+class ResultsServicer:
+    """Results of actions, for workers: the scheduler's action cache.
+    """
+
+    def Get(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Update(self, request, context):
+        """Also leaves the audit row of the execution. A result that may not be cached comes with "result" empty.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_ResultsServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Get': grpc.unary_unary_rpc_method_handler(
+                    servicer.Get,
+                    request_deserializer=corral_dot_wire_dot_v1_dot_door__pb2.ResultRequest.FromString,
+                    response_serializer=corral_dot_wire_dot_v1_dot_door__pb2.ResultAnswer.SerializeToString,
+            ),
+            'Update': grpc.unary_unary_rpc_method_handler(
+                    servicer.Update,
+                    request_deserializer=corral_dot_wire_dot_v1_dot_door__pb2.ResultUpdate.FromString,
+                    response_serializer=corral_dot_wire_dot_v1_dot_door__pb2.ResultUpdated.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'corral.v1.Results', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('corral.v1.Results', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Results:
+    """Results of actions, for workers: the scheduler's action cache.
+    """
+
+    @staticmethod
+    def Get(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/corral.v1.Results/Get',
+            corral_dot_wire_dot_v1_dot_door__pb2.ResultRequest.SerializeToString,
+            corral_dot_wire_dot_v1_dot_door__pb2.ResultAnswer.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Update(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/corral.v1.Results/Update',
+            corral_dot_wire_dot_v1_dot_door__pb2.ResultUpdate.SerializeToString,
+            corral_dot_wire_dot_v1_dot_door__pb2.ResultUpdated.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

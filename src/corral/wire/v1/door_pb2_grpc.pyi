@@ -100,3 +100,43 @@ class DoorServicer(metaclass=_abc_1.ABCMeta):
         """One blob, in pieces."""
 
 def add_DoorServicer_to_server(servicer: DoorServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class ResultsStub:
+    """Results of actions, for workers: the scheduler's action cache."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> ResultsAsyncStub: ...
+    Get: _grpc.UnaryUnaryMultiCallable[_door_pb2.ResultRequest, _door_pb2.ResultAnswer]
+    Update: _grpc.UnaryUnaryMultiCallable[_door_pb2.ResultUpdate, _door_pb2.ResultUpdated]
+    """Also leaves the audit row of the execution. A result that may not be cached comes with "result" empty."""
+
+@_typing.type_check_only
+class ResultsAsyncStub(ResultsStub):
+    """Results of actions, for workers: the scheduler's action cache."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    Get: _aio.UnaryUnaryMultiCallable[_door_pb2.ResultRequest, _door_pb2.ResultAnswer]  # type: ignore[assignment]
+    Update: _aio.UnaryUnaryMultiCallable[_door_pb2.ResultUpdate, _door_pb2.ResultUpdated]  # type: ignore[assignment]
+    """Also leaves the audit row of the execution. A result that may not be cached comes with "result" empty."""
+
+class ResultsServicer(metaclass=_abc_1.ABCMeta):
+    """Results of actions, for workers: the scheduler's action cache."""
+
+    @_abc_1.abstractmethod
+    def Get(
+        self,
+        request: _door_pb2.ResultRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_door_pb2.ResultAnswer, _abc.Awaitable[_door_pb2.ResultAnswer]]: ...
+
+    @_abc_1.abstractmethod
+    def Update(
+        self,
+        request: _door_pb2.ResultUpdate,
+        context: _ServicerContext,
+    ) -> _typing.Union[_door_pb2.ResultUpdated, _abc.Awaitable[_door_pb2.ResultUpdated]]:
+        """Also leaves the audit row of the execution. A result that may not be cached comes with "result" empty."""
+
+def add_ResultsServicer_to_server(servicer: ResultsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

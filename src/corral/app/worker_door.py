@@ -1,0 +1,95 @@
+"""The worker's own door, put together: TLS with the worker's certificate, tokens, the runner, the action cache."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import structlog
+
+from corral.actions.adapters.grpc_results import SchedulerResults
+from corral.actions.runner import ActionRunner
+from corral.app.address import split_address
+from corral.app.config_sections import Config
+from corral.app.own_certificate import CERTIFICATE, KEY, RESULT_SEED
+from corral.blobs.ports import BlobStore
+from corral.compile.remote.toolchain import LocalToolchains
+from corral.doors.worker.entrance import Entrance
+from corral.doors.worker.servicer import DoorServicer, DoorServices
+from corral.fleet.adapters.grpc_link import SchedulerLink
+from corral.fleet.adapters.grpc_server import serving
+from corral.fleet.tokens import SigningKey
+from corral.kernel.clock import Clock
+from corral.kernel.ids import new_id
+from corral.wire.transport import ServerTls, WireLimits
+from corral.wire.v1 import door_pb2_grpc
+
+_MESSAGE_BYTES_MAX = 64 * 1024**2
+_log = structlog.get_logger("corral.door")
+
+
+@dataclass(frozen=True, slots=True)
+class OpenDoor:
+    """A door that is open. ``address`` is where clients dial."""
+
+    servicer: DoorServicer
+    entrance: Entrance
+    address: str
+
+
+@asynccontextmanager
+async def worker_door(
+    config: Config,
+    data: Path,
+    *,
+    worker_id: str,
+    link: SchedulerLink,
+    blobs: BlobStore,
+    runner: ActionRunner,
+    clock: Clock,
+) -> AsyncIterator[OpenDoor]:
+    """Serve while the block runs. Raises InvalidSpec, Conflict for the address."""
+    door = config.worker_door
+    entrance = Entrance(worker_id, clock, on_refusal=_log_refusal)
+    servicer = DoorServicer(
+        DoorServices(
+            worker_id=worker_id,
+            entrance=entrance,
+            blobs=blobs,
+            runner=runner,
+            results=SchedulerResults(link),
+            toolchains=LocalToolchains(clock.now_s),
+            sign=_lazily(data / RESULT_SEED),
+            clock=clock,
+            config=door,
+            places=door.executions or config.worker.slots,
+            new_id=lambda: new_id("exe", now_s=clock.now_s()),
+        )
+    )
+    async with serving(
+        door.listen,
+        [partial(door_pb2_grpc.add_DoorServicer_to_server, servicer)],
+        limits=WireLimits(message_bytes_max=_MESSAGE_BYTES_MAX),
+        tls=ServerTls(certificate=str(data / CERTIFICATE), key=str(data / KEY)),
+        section="worker_door",
+    ) as port:
+        address = door.address or f"{split_address(door.listen)[0]}:{port}"
+        _log.info("the door is open", address=address)
+        yield OpenDoor(servicer, entrance, address)
+
+
+def _lazily(seed: Path) -> Callable[[bytes], bytes]:
+    """Sign with the key in ``seed``, which is read, with the library for it, by the first signature."""
+    keys: list[SigningKey] = []
+
+    def sign(message: bytes) -> bytes:
+        if not keys:
+            keys.append(SigningKey(bytes.fromhex(seed.read_text().strip())))
+        return keys[0].sign(message)
+
+    return sign
+
+
+def _log_refusal(kind: str, actor: str, reason: str) -> None:
+    _log.error(kind, category="security", tenant=actor, reason=reason)

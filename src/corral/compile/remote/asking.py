@@ -1,0 +1,108 @@
+"""What a compile will read, found without compiling: the local preprocessor is asked. Blocks; runs in threads."""
+
+import os
+import subprocess
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+
+from corral.compile import closure
+from corral.compile.capture import again
+from corral.compile.gathering import Compiled, gather
+from corral.compile.model import Bypass, IncludeSet
+from corral.compile.paths import absolute
+from corral.compile.ports import CompileRequest, FileHashes
+from corral.compile.remote.layout import CannotShip
+
+_ASK_S: Final = 120.0
+_SEARCH: Final = ("PATH", "TMPDIR", "HOME")
+
+
+def holds(include_set: IncludeSet | None, root: str, hashes: FileHashes) -> bool:
+    """Tell whether a compile now would read what one read before."""
+    if include_set is None or include_set.bound_to not in ("", root) or include_set.moment:
+        return False
+    for path, content_hash in include_set.files:
+        found = hashes.hash_of(absolute(path, root=root))
+        if found is None or found[0] != content_hash:
+            return False
+    return not any(os.path.lexists(absolute(path, root=root)) for path in include_set.absent)
+
+
+def ask_closure(request: CompileRequest, hashes: FileHashes, *, now_s: float) -> IncludeSet:
+    """The include set of a compile, by -M. Raises CannotShip when it fails, or its result could not be kept."""
+    if request.cacheable.language in closure.UNPREPROCESSED:
+        return _gathered(request, (), hashes, now_s)
+    done = _run(request, [request.argv[0], *again(request.argv[1:], rules="-")])
+    return _gathered(request, closure.parse_dependencies(done.decode("utf-8", "surrogateescape")), hashes, now_s)
+
+
+def preprocess(request: CompileRequest, hashes: FileHashes, *, now_s: float) -> tuple[bytes, bytes, IncludeSet]:
+    """What the preprocessor makes, the rules that the user asked for (b"" for none), and the include set.
+
+    Raises CannotShip.
+    """
+    with TemporaryDirectory(prefix="corral-cc-") as folder:
+        wanted, all_rules = Path(folder, "wanted.d"), Path(folder, "all.d")
+        plain = [word for word in again(request.argv[1:], rules=str(all_rules)) if word != "-M"]
+        text = _run(request, [request.argv[0], "-E", "-MD", *plain])
+        rules = b""
+        if request.invocation.dependency_file is not None:
+            words = _rules_words(request, str(wanted))
+            _run(request, [request.argv[0], *words, *again(request.argv[1:], rules=str(wanted))[3:]])
+            rules = wanted.read_bytes()
+        names = closure.parse_dependencies(all_rules.read_text("utf-8", "surrogateescape"))
+    return text, rules, _gathered(request, names, hashes, now_s)
+
+
+def _rules_words(request: CompileRequest, path: str) -> Sequence[str]:
+    rules = request.invocation.dependency_file
+    assert rules is not None
+    targets = rules.targets or (("-MQ", request.cacheable.output),)
+    words = ["-M" if rules.system_headers else "-MM", "-MF", path]
+    words += [word for flag, value in targets for word in (flag, value)]
+    return [*words, "-MP"] if rules.phony else words
+
+
+def _run(request: CompileRequest, argv: Sequence[str]) -> bytes:
+    search = {name: os.environ[name] for name in _SEARCH if name in os.environ}
+    try:
+        done = subprocess.run(
+            argv,
+            cwd=request.cwd,
+            env={**search, **request.environment},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_ASK_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise CannotShip("the preprocessor could not be run here") from error
+    if done.returncode:
+        raise CannotShip("the preprocessor says no; the compiler will say why")
+    return done.stdout
+
+
+def _gathered(request: CompileRequest, names: Sequence[str], hashes: FileHashes, now_s: float) -> IncludeSet:
+    compiled = Compiled(
+        invocation=request.invocation,
+        cacheable=request.cacheable,
+        environment=request.environment,
+        cwd=request.cwd,
+        root=request.root,
+        listed=names,
+        objects=(),
+        started_ns=0,
+        today=datetime.fromtimestamp(now_s, tz=UTC).astimezone().date().isoformat(),
+    )
+    found = gather(compiled, hashes=hashes, exists=os.path.lexists, touched_ns=_touched_ns)
+    if isinstance(found, Bypass):
+        raise CannotShip(f"{found.reason.value}: {found.detail}")
+    return found
+
+
+def _touched_ns(path: str) -> tuple[int, int]:
+    found = os.stat(path)
+    return found.st_mtime_ns, found.st_ctime_ns

@@ -1,0 +1,193 @@
+"""Compiles on the fleet: closure, layout, slot, worker, outputs. One retry on another worker, then it is told why."""
+
+import asyncio
+import os
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import msgspec
+
+from corral.actions.adapters.messages import read_result
+from corral.actions.model import ActionResult
+from corral.compile import closure
+from corral.compile.model import FileTraits, IncludeSet, Outcome
+from corral.compile.paths import absolute
+from corral.compile.ports import CompileAnswer, CompileRequest, FileHashes
+from corral.compile.remote.asking import ask_closure, holds, preprocess
+from corral.compile.remote.door import Door, Doors
+from corral.compile.remote.layout import lay_out, lay_out_preprocessed, move_back, outputs_by_role
+from corral.compile.remote.model import RemoteConfig, Routes, Shipment, SourceMode, WorkerRoute
+from corral.compile.remote.slots import Slots
+from corral.fleet.tokens import is_signed
+from corral.kernel.clock import Clock
+from corral.kernel.digest import Digest, HashFunction
+from corral.kernel.errors import CapacityError, CorralError, DependencyError, InvalidSpec, Unauthenticated
+from corral.wire.v1 import door_pb2
+
+_ATTEMPTS: Final = 2
+_INLINE_BYTES: Final = 8 * 1024**2
+_NOT_THERE: Final = "there is no result without an object"
+
+
+@dataclass(slots=True)
+class RemoteFigures:
+    """What was sent and done, since the start."""
+
+    hits: int = 0
+    runs: int = 0
+    retries: int = 0
+    uploaded_blobs: int = 0
+    uploaded_bytes: int = 0
+    uploads: list[str] = field(default_factory=list)
+
+
+class FleetCompiler:
+    """See ``ports.RemoteCompiler``. ``start`` runs a coroutine beside, until the end of the daemon."""
+
+    def __init__(
+        self,
+        config: RemoteConfig,
+        routes: Routes,
+        clock: Clock,
+        start: Callable[[Coroutine[Any, Any, None]], None],
+    ) -> None:
+        self._config = config
+        self._routes = routes
+        self._clock = clock
+        self._doors = Doors()
+        self.slots = Slots(routes, clock, start, image=config.image, slots_max=config.slots, idle_s=config.idle_s)
+        self.figures = RemoteFigures()
+
+    async def compile(self, request: CompileRequest, hashes: FileHashes) -> CompileAnswer:
+        """See ``ports.RemoteCompiler``."""
+        shipment, include_set, rules = await asyncio.to_thread(self._prepare, request, hashes)
+        attempt = 1
+        while True:
+            slot = await self.slots.acquire()
+            try:
+                return await self._attempt(request, shipment, include_set, rules, slot.route)
+            except (DependencyError, CapacityError, Unauthenticated) as error:
+                slot.failed = True
+                await self._doors.forget(slot.route)
+                if attempt >= _ATTEMPTS:
+                    raise _told(error, slot.route) from error
+                attempt += 1
+                self.figures.retries += 1
+            finally:
+                self.slots.give_back(slot)
+
+    async def close(self) -> None:
+        """See ``ports.RemoteCompiler``."""
+        await self.slots.close()
+        await self._doors.close()
+        with suppress(CorralError):
+            await self._routes.close()
+
+    def _prepare(self, request: CompileRequest, hashes: FileHashes) -> tuple[Shipment, IncludeSet, bytes]:
+        image, now_s = self._config.image, self._clock.now_s()
+        if self._config.source_mode is SourceMode.PREPROCESSED:
+            text, rules, include_set = preprocess(request, hashes, now_s=now_s)
+            return lay_out_preprocessed(request, text, image=image), include_set, rules
+        known = request.include_set
+        if known is not None and holds(known, request.root, hashes):
+            include_set = msgspec.structs.replace(known, bound_to="")
+        else:
+            include_set = ask_closure(request, hashes, now_s=now_s)
+        shipment = lay_out(request, include_set, image=image, size_of=_size_of, same_file=_same_file)
+        return shipment, include_set, b""
+
+    async def _attempt(
+        self,
+        request: CompileRequest,
+        shipment: Shipment,
+        include_set: IncludeSet,
+        rules: bytes,
+        route: WorkerRoute,
+    ) -> CompileAnswer:
+        config = self._config
+        door = await self._doors.open(route, tenant=config.tenant, image=config.image, answer_s=config.answer_s)
+        try:
+            answer = await door.execute(shipment, inline_bytes=_INLINE_BYTES)
+        finally:
+            self.figures.uploaded_blobs += door.uploaded_blobs
+            self.figures.uploaded_bytes += door.uploaded_bytes
+        self._check_signature(shipment.action, answer, route)
+        result = read_result(answer.result, HashFunction.BLAKE3)
+        files = await self._outputs(request, door, answer, result)
+        if rules:
+            files["dependencies"] = rules
+        if result.exit_code == 0 and "object" not in files:
+            raise DependencyError(f"worker {route.worker_id}: {answer.message or _NOT_THERE}")
+        if answer.message and result.exit_code:
+            raise DependencyError(f"worker {route.worker_id}: {answer.message}")  # killed, not the compiler's own end
+        bound = closure.bound_to(
+            request.root,
+            contents=[files.get("object", b"")],
+            found=self._found(request, include_set),
+            invocation=request.invocation,
+        )
+        self.figures.hits += answer.cached
+        self.figures.runs += not answer.cached
+        stdout = result.stdout or await self._stream(door, answer, result.stdout_digest)
+        stderr = result.stderr or await self._stream(door, answer, result.stderr_digest)
+        return CompileAnswer(
+            outcome=Outcome.REMOTE_HIT if answer.cached else Outcome.REMOTE_RUN,
+            exit_code=result.exit_code,
+            stdout=move_back(stdout, request.root),
+            stderr=move_back(stderr, request.root),
+            files=files,
+            include_set=msgspec.structs.replace(include_set, bound_to=bound),
+            worker=answer.worker or route.worker_id,
+            duration_s=answer.duration_s,
+        )
+
+    async def _outputs(
+        self, request: CompileRequest, door: Door, answer: "door_pb2.ExecuteResponse", result: ActionResult
+    ) -> dict[str, bytes]:
+        wanted = outputs_by_role({each.path: each.digest for each in result.files})
+        files = {role: await door.blob(answer, digest) for role, digest in wanted.items()}
+        if "dependencies" in files:
+            files["dependencies"] = move_back(files["dependencies"], request.root)
+        return files
+
+    @staticmethod
+    async def _stream(door: Door, answer: "door_pb2.ExecuteResponse", digest: Digest | None) -> bytes:
+        return b"" if digest is None else await door.blob(answer, digest)
+
+    def _check_signature(self, action: Digest, answer: "door_pb2.ExecuteResponse", route: WorkerRoute) -> None:
+        if not answer.found:
+            raise DependencyError(f"worker {route.worker_id} answers without a result")
+        if not self._config.paranoid:
+            return
+        message = f"corral result 1\n{action}\n".encode() + answer.result
+        if not route.result_key or not is_signed(bytes.fromhex(route.result_key), message, answer.signature):
+            raise DependencyError(f"the result of worker {route.worker_id} is not signed by it")
+
+    @staticmethod
+    def _found(request: CompileRequest, include_set: IncludeSet) -> list[tuple[str, FileTraits]]:
+        found = []
+        for path, _ in include_set.files:
+            if not path.startswith("/"):
+                with suppress(OSError):
+                    with open(absolute(path, root=request.root), "rb") as file:
+                        found.append((path, closure.traits(file.read())))
+        return found
+
+
+def _told(error: CorralError, route: WorkerRoute) -> CorralError:
+    if isinstance(error, Unauthenticated):
+        return InvalidSpec(f"worker {route.worker_id} does not accept the scheduler's token")
+    return error
+
+
+def _size_of(path: str) -> int:
+    return os.stat(path).st_size
+
+
+def _same_file(one: str, other: str) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return False
