@@ -14,6 +14,7 @@ from typing import Any
 
 import structlog
 
+from corral.app.action_desk import ActionDesk
 from corral.app.actions import check_payload, keep_results_clean, make_actions
 from corral.app.address import split_address
 from corral.app.config_sections import Config
@@ -169,6 +170,7 @@ async def running_scheduler(config: Config) -> AsyncIterator[Addresses]:
         services = Services(
             identities=Identities(tenants, ledger, clock),
             tasks=TaskDesk(queue, views),
+            actions=ActionDesk(actions),
             logs=log_desk,
             blobs=blobs.store,
             fleet=fleet_desk,

@@ -29,6 +29,7 @@ _OPERATE: Final = "Operate"
 VERBS: Final = {
     "run": Verb("corral.cli.run", "Run a command in a sandbox: upload, queue, follow, fetch.", _WORK),
     "task": Verb("corral.cli.task.group", "Submit, list, show, follow, cancel and rerun tasks.", _WORK),
+    "action": Verb("corral.cli.action.group", "Run a command as a cached action; show and compare actions.", _WORK),
     "cc": Verb("corral.cli.cc.group", "Compile from a cache: `corral cc gcc -c a.c`; and tell of it.", _WORK),
     "fn": Verb("corral.cli.fn.group", "Deploy, call, switch and scale Wasm functions.", _WORK),
     "why": Verb("corral.cli.why", "Say why a task is pending, was cold, failed or was refused.", _WORK),

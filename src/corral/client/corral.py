@@ -2,6 +2,7 @@
 
 from typing import Self
 
+from corral.client.actions import Actions
 from corral.client.artifacts import Artifacts
 from corral.client.blobs import RestBlobs
 from corral.client.connection import Connection
@@ -19,6 +20,7 @@ class Corral:
 
     Attributes:
         tasks: submit, look, wait, cancel, run again.
+        actions: build, execute, look, compare.
         logs: read and follow.
         functions: deploy, call, switch, scale.
         artifacts: list, read, fetch into a directory.
@@ -34,6 +36,7 @@ class Corral:
         self.tasks = Tasks(self._connection)
         self.logs = Logs(self._connection)
         self.functions = Functions(self._connection)
+        self.actions = Actions(self._connection, self.blobs)
         self.artifacts = Artifacts(self._connection, self.blobs)
         self.uploads = Uploads(self.blobs)
         self.workers = Workers(self._connection)

@@ -12,6 +12,7 @@ from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme, Tag
 
 from corral import __version__
+from corral.doors.rest.actions import ActionDoor
 from corral.doors.rest.artifacts import ArtifactDoor
 from corral.doors.rest.blobs import BlobDoor
 from corral.doors.rest.entrance import RequestIds, authenticate, provide_caller, provide_services
@@ -48,6 +49,7 @@ def build_rest(services: Services, *, beside: Sequence[ASGIRouteHandler] = ()) -
             LogDoor,
             ArtifactDoor,
             BlobDoor,
+            ActionDoor,
             FunctionDoor,
             WorkerDoor,
             LedgerDoor,
@@ -86,6 +88,7 @@ def build_rest(services: Services, *, beside: Sequence[ASGIRouteHandler] = ()) -
                 Tag(name="tasks", description="Queued units of work; each attempt is a run"),
                 Tag(name="logs", description="What runs wrote"),
                 Tag(name="artifacts", description="Named outputs of runs"),
+                Tag(name="actions", description="Hermetic commands, cached by digest"),
                 Tag(name="blobs", description="Content by digest: inputs of tasks"),
                 Tag(name="functions", description="Named Wasm programs, their revisions and instances"),
                 Tag(name="fleet", description="Workers"),

@@ -17,7 +17,7 @@ from corral.doors.rest.problems import request_id
 from corral.doors.rest.services import Caller, Services
 from corral.kernel.errors import InvalidSpec, Refused
 
-_OF_TENANTS: Final = ("tasks", "blobs", "functions")
+_OF_TENANTS: Final = ("tasks", "blobs", "actions", "functions")
 _ACCEPTED_ID: Final = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 
 

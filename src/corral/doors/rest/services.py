@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from corral.blobs.ports import BlobStore
+from corral.client.action_model import ActionView, ExecutionView
 from corral.client.function_model import (
     ChangeAnswer,
     ChangeList,
@@ -21,6 +22,7 @@ from corral.client.model import ArtifactList, AuditPage, RunView, SecurityEventP
 from corral.functions.machine import Command
 from corral.functions.model import LogLine, Share
 from corral.kernel.clock import Clock
+from corral.kernel.digest import Digest
 from corral.kernel.errors import CapacityError
 from corral.tasks.model import TaskDefinition, TaskEvent
 
@@ -95,6 +97,20 @@ class TaskDesk(Protocol):
     async def wait_changed(self, *, within_s: float) -> None:
         """Return when some task changed, or after ``within_s``."""
         ...
+
+
+class ActionDesk(Protocol):
+    """The action service as users see it. Unknown ids and other tenants' ids raise NotFound alike."""
+
+    async def execute(
+        self, tenant: str, action: Digest, *, skip_cache_lookup: bool, priority: int, wait_s: float
+    ) -> ExecutionView: ...
+
+    async def wait(self, tenant: str, execution: str, *, wait_s: float) -> ExecutionView: ...
+
+    async def cancel(self, tenant: str, execution: str) -> None: ...
+
+    async def show(self, tenant: str, action: Digest) -> ActionView: ...
 
 
 class LogReader(Protocol):
@@ -219,6 +235,7 @@ class Services:
 
     identities: Identities
     tasks: TaskDesk
+    actions: ActionDesk
     logs: LogReader
     blobs: BlobStore
     fleet: FleetDesk

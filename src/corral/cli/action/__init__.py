@@ -1,0 +1,1 @@
+"""`corral action`: hermetic commands, cached by digest."""
