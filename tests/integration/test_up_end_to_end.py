@@ -2,9 +2,11 @@
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -269,6 +271,21 @@ def test_sigterm_stops_everything_in_order(tmp_path: Path) -> None:
     assert not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in others)
     assert not (tmp_path / "ready").exists()
     assert "Traceback" not in running_up.log.read_text()
+
+
+@needs_agent
+def test_a_second_corral_on_the_machine_starts_without_the_port_that_the_first_one_has(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with suppress(OSError):  # then somebody else has it, which is as good
+            taken.bind(("127.0.0.1", 8980))
+            taken.listen()
+        second = start_up(tmp_path)
+        try:
+            assert "reapi.address" in second.words(), "the closed door is told, with its setting"
+            assert second.cli("status").returncode == 0
+        finally:
+            second.stop()
 
 
 @needs_agent

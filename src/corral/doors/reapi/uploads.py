@@ -109,16 +109,19 @@ class Uploads:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """In the block uploads are taken; at its end those that are not complete are dropped."""
-        async with asyncio.TaskGroup() as group:
-            self._group = group
-            sweeper = group.create_task(self._sweep(), name="reapi:uploads")
-            try:
-                yield
-            finally:
-                self._group = None
-                sweeper.cancel()
-                for upload in list(self._open.values()):
-                    upload.abandon()
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                sweeper = group.create_task(self._sweep(), name="reapi:uploads")
+                try:
+                    yield
+                finally:
+                    self._group = None
+                    sweeper.cancel()
+                    for upload in list(self._open.values()):
+                        upload.abandon()
+        except BaseExceptionGroup as failures:
+            raise failures.exceptions[0] from None  # the group is ours, its first failure is the block's
 
     def find(self, key: UploadKey) -> Upload | None:
         """An upload that was begun and may go on."""
