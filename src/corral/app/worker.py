@@ -70,7 +70,7 @@ class _Wiring:
         self.worker: Worker | None = None
         self.pools: Pools | None = None
         self.images: Images | None = None
-        self.door: "OpenDoor | None" = None
+        self.door: OpenDoor | None = None
         self.link = SchedulerLink(
             config.join.scheduler,
             config.join.token,
