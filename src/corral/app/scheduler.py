@@ -14,6 +14,7 @@ from typing import Any
 
 import structlog
 
+from corral.actions.adapters.grpc_results import ResultsServicer
 from corral.app.action_desk import ActionDesk
 from corral.app.actions import check_payload, keep_results_clean, make_actions
 from corral.app.address import split_address
@@ -46,13 +47,15 @@ from corral.fleet.adapters.grpc_server import FleetServicer
 from corral.fleet.adapters.grpc_server import serving as serving_grpc
 from corral.fleet.adapters.sql import SqlWorkerTable
 from corral.fleet.ports import QueueHooks
+from corral.fleet.routes import Router
 from corral.fleet.service import Fleet
 from corral.functions.adapters.grpc_server import FunctionsServicer
 from corral.functions.service import Functions
 from corral.kernel.clock import SystemClock
 from corral.kernel.errors import CorralError
+from corral.kernel.ids import new_id
 from corral.ledger.adapters.sql import SqlAuditRows, SqlSecurityEvents
-from corral.ledger.model import SecurityEvent
+from corral.ledger.model import AuditRow, SecurityEvent
 from corral.ledger.service import Ledger
 from corral.sandboxes.runtimes.registry import name_mistake
 from corral.tasks.adapters.grpc_server import QueueServicer
@@ -64,7 +67,7 @@ from corral.tasks.sweeper import run_sweeper
 from corral.tasks.views import TaskViews
 from corral.tenants.service import Tenants
 from corral.wire.transport import is_loopback
-from corral.wire.v1 import fleet_pb2_grpc, functions_pb2_grpc
+from corral.wire.v1 import door_pb2_grpc, fleet_pb2_grpc, functions_pb2_grpc
 
 _log = structlog.get_logger("corral.scheduler")
 
@@ -160,6 +163,14 @@ async def running_scheduler(config: Config) -> AsyncIterator[Addresses]:
                         FunctionsServicer(fleet, functions.conductor, functions.logs, config.functions),
                     ),
                     partial(fleet_pb2_grpc.add_BlobsServicer_to_server, BlobsServicer(blobs.store, fleet.session)),
+                    partial(
+                        door_pb2_grpc.add_ResultsServicer_to_server,
+                        ResultsServicer(
+                            actions.cache,
+                            lambda token: fleet.session(token).worker_id,
+                            partial(_add_audit_row, database),
+                        ),
+                    ),
                 ],
                 limits=config.wire,
                 tls=config.tls,
@@ -187,6 +198,7 @@ async def running_scheduler(config: Config) -> AsyncIterator[Addresses]:
                 streams=limits.streams,
             ),
             streams=streams,
+            routes=Router(fleet, clock, new_id=lambda: new_id("rte", now_s=clock.now_s())),
         )
         beside = []
         if config.http_cache.enabled:
@@ -272,6 +284,10 @@ def _quota_bytes(tenants: Tenants, name: str) -> int | None:
 
 def _record_fleet_refusal(ledger: Ledger, clock: SystemClock, kind: str, actor: str, reason: str) -> None:
     ledger.record_nowait(SecurityEvent(at_s=clock.now_s(), component="fleet", kind=kind, reason=reason, actor=actor))
+
+
+async def _add_audit_row(database: Database, row: AuditRow) -> None:
+    await database.write(lambda connection: SqlAuditRows().add(connection, [row]))
 
 
 async def _metrics(views: TaskViews, fleet: Fleet, logs: LogStore, functions: Functions) -> Mapping[str, float]:

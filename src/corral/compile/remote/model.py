@@ -1,13 +1,15 @@
 """The nouns of remote compiles, and the port to the scheduler."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Final, Protocol
 
 import msgspec
 
 from corral.kernel.digest import Digest
+from corral.kernel.errors import InvalidSpec
 
 OBJECT: Final = ".corral-object.o"
 RULES: Final = ".corral-rules.d"
@@ -52,6 +54,20 @@ class RemoteConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise ValueError("slots must be between 1 and 256")
         if self.idle_s <= 0 or self.answer_s <= 0:
             raise ValueError("idle_s and answer_s must be above 0 seconds")
+
+    def secret(self, environment: Mapping[str, str]) -> str:
+        """The token itself. Raises InvalidSpec when it is not where ``token`` says."""
+        kind, _, place = self.token.partition(":")
+        if kind == "env":
+            if not environment.get(place):
+                raise InvalidSpec(f"compile.remote.token: the variable {place} is not set")
+            return environment[place]
+        if kind == "file":
+            try:
+                return Path(place).expanduser().read_text(encoding="utf-8").strip()
+            except OSError as error:
+                raise InvalidSpec(f"compile.remote.token: {place}: {error.strerror}") from error
+        return self.token
 
 
 class WorkerRoute(msgspec.Struct, frozen=True, kw_only=True):

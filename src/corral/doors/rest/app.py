@@ -23,6 +23,7 @@ from corral.doors.rest.health import health, metrics, ready, version
 from corral.doors.rest.ledger import LedgerDoor
 from corral.doors.rest.logs import LogDoor
 from corral.doors.rest.problems import on_bug, on_corral_error, on_http_exception
+from corral.doors.rest.routes import RouteDoor
 from corral.doors.rest.services import Services
 from corral.doors.rest.tasks import GroupDoor, TaskDoor
 from corral.kernel.errors import CorralError
@@ -52,6 +53,7 @@ def build_rest(services: Services, *, beside: Sequence[ASGIRouteHandler] = ()) -
             ActionDoor,
             FunctionDoor,
             WorkerDoor,
+            RouteDoor,
             LedgerDoor,
             EventDoor,
             version,

@@ -19,6 +19,7 @@ from corral.client.function_model import (
     FunctionView,
 )
 from corral.client.model import ArtifactList, AuditPage, RunView, SecurityEventPage, TaskPage, TaskView, Why, WorkerView
+from corral.fleet.routes import Route
 from corral.functions.machine import Command
 from corral.functions.model import LogLine, Share
 from corral.kernel.clock import Clock
@@ -173,6 +174,16 @@ class FleetDesk(Protocol):
     async def drain(self, caller: Caller, worker_id: str, *, drain: bool) -> WorkerView: ...
 
 
+class RouteDesk(Protocol):
+    """Workers that clients may dial directly (``fleet.routes.Router``)."""
+
+    def route(
+        self, tenant: str, *, image: str, purpose: str, slots: int, avoid: Sequence[str]
+    ) -> Sequence[Route]: ...
+
+    def release(self, tenant: str, route_ids: Sequence[str]) -> None: ...
+
+
 class LedgerDesk(Protocol):
     """What the ledger holds."""
 
@@ -245,3 +256,4 @@ class Services:
     metrics: Callable[[], Awaitable[Mapping[str, float]]]
     limits: RestLimits = field(default_factory=RestLimits)
     streams: OpenStreams = field(default_factory=lambda: OpenStreams(1000))
+    routes: RouteDesk | None = None
