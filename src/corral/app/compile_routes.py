@@ -1,10 +1,13 @@
-"""The scheduler, as the compile daemon sees it: routes over REST."""
+"""The fleet, as the compile daemon sees it: routes over REST, and the compiler that uses them."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from typing import Any
 
 from corral.client.connection import Connection
+from corral.compile.remote.compiler import FleetCompiler
 from corral.compile.remote.model import RemoteConfig, WorkerRoute
 from corral.doors.rest.route_model import RouteList, RouteRequest
+from corral.kernel.clock import Clock
 
 
 class RestRoutes:
@@ -22,3 +25,13 @@ class RestRoutes:
 
     async def close(self) -> None:
         await self._connection.__aexit__()
+
+
+def fleet_compiler(
+    config: RemoteConfig,
+    environment: Mapping[str, str],
+    clock: Clock,
+    start: Callable[[Coroutine[Any, Any, None]], None],
+) -> FleetCompiler:
+    """Compiles on the fleet of ``config.scheduler``. Raises InvalidSpec for its address or token."""
+    return FleetCompiler(config, RestRoutes(config, environment), clock, start)

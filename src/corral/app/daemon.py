@@ -12,13 +12,14 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 import uvloop
 
+from corral.compile.elsewhere import Elsewhere
 from corral.compile.journal import Journal
 from corral.compile.records import Records
 from corral.compile.rendezvous import SOCKET, TOKEN, bind, directory, new_token, open_private, world
@@ -30,9 +31,12 @@ from corral.compile.telling import Teller
 from corral.kernel.clock import SystemClock
 from corral.kernel.errors import CorralError
 
+if TYPE_CHECKING:
+    from corral.compile.remote.compiler import FleetCompiler
+
 _TICK_S: Final = 1.0
 _LOG_BYTES_MAX: Final = 4 * 1024**2
-_RELOAD_NEEDS_RESTART: Final = ("store", "jobs")
+_RELOAD_NEEDS_RESTART: Final = ("store", "jobs", "remote")
 _log: Final = structlog.get_logger("compile")
 
 
@@ -57,8 +61,10 @@ class Daemon:
             teller=self._teller,
             clock=self._clock,
             world=world(),
+            elsewhere=self._open_elsewhere(),
         )
         self._started_s = self._clock.monotonic_s()
+        self._beside: asyncio.TaskGroup | None = None
         self._stopping = asyncio.Event()
 
     async def run(self, private: int, ready: int) -> None:
@@ -79,12 +85,31 @@ class Daemon:
             os.unlink("start.failed", dir_fd=private)
         _tell_ready(ready)
         async with self._service.running(), asyncio.TaskGroup() as group:
+            self._beside = group
             upkeep = group.create_task(self._upkeep(), name="upkeep")
             await server.serve(listening, self._stopping)
             for name in (SOCKET, TOKEN):
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(name, dir_fd=private)
             upkeep.cancel()
+            if self._fleet is not None:
+                await self._fleet.close()
+
+    def _open_elsewhere(self) -> Elsewhere | None:
+        """The fleet, when one is configured. Raises InvalidSpec."""
+        self._fleet: FleetCompiler | None = None
+        if not self.config.remote.scheduler:
+            return None
+        from corral.app.compile_routes import fleet_compiler  # noqa: PLC0415 - heavy, and most daemons work alone
+
+        self._fleet = fleet_compiler(self.config.remote, self._environment, self._clock, self._start_beside)
+        return Elsewhere(remote=self._fleet)
+
+    def _start_beside(self, work: Coroutine[Any, Any, None]) -> None:
+        if self._beside is None:
+            work.close()  # not yet, or not any more
+            return
+        self._beside.create_task(work)
 
     async def _upkeep(self) -> None:
         await asyncio.to_thread(self._store.sweep)
@@ -92,6 +117,8 @@ class Daemon:
         while True:
             await asyncio.sleep(_TICK_S)
             self._teller.write_events()
+            if self._fleet is not None:
+                self._fleet.slots.tick()
             if _stamp(self._file) != self._file_seen:
                 self._reload()
             idle_s = self._clock.monotonic_s() - self._service.used_s

@@ -2,6 +2,7 @@
 
 import msgspec
 
+from corral.compile.remote.model import RemoteConfig
 from corral.kernel.errors import InvalidSpec
 
 GIB = 1024**3
@@ -27,6 +28,7 @@ class CompileConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         records: how many sources explain remembers.
         journal_bytes: size of the journal behind ``corral cc stats`` before it is turned over; one old one is kept.
         jobs: threads that hash and store.
+        remote: compiles on the fleet.
     """
 
     store: str = ""
@@ -43,6 +45,7 @@ class CompileConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     records: int = 10_000
     journal_bytes: int = 16 * MIB
     jobs: int = 2
+    remote: RemoteConfig = RemoteConfig()
 
     def __post_init__(self) -> None:
         mistakes = []

@@ -1,4 +1,7 @@
-"""Reads the ``compile`` section alone, for the daemon and the command line: file, then ``CORRAL_COMPILE__…``."""
+"""Reads the ``compile`` section alone, for the daemon and the command line: file, then ``CORRAL_COMPILE__…``.
+
+Two underscores more lead into a section below: ``CORRAL_COMPILE__REMOTE__SCHEDULER``.
+"""
 
 import tomllib
 from collections.abc import Mapping
@@ -28,7 +31,11 @@ def load_compile_config(environment: Mapping[str, str]) -> CompileConfig:
     tree = _file_section(config_file(environment))
     for name, value in environment.items():
         if name.startswith(_PREFIX):
-            tree[name.removeprefix(_PREFIX).lower()] = value
+            key, _, below = name.removeprefix(_PREFIX).lower().partition("__")
+            if not below:
+                tree[key] = value
+            elif isinstance(tree.setdefault(key, {}), dict):
+                tree[key] = {**tree[key], below: value}
     known = {field.name: field.type for field in msgspec.structs.fields(CompileConfig)}
     mistakes: list[str] = []
     values: dict[str, Any] = {}
@@ -76,4 +83,4 @@ def _value(key: str, value: Any, kind: Any) -> Any:
         return parse_duration_s(value, field=f"compile.{key}")
     if kind is bool and isinstance(value, str):
         value = {"true": True, "1": True, "false": False, "0": False}.get(value.lower(), value)
-    return msgspec.convert(value, kind, strict=not isinstance(value, str))
+    return msgspec.convert(value, kind, strict=not isinstance(value, (str, dict)))
