@@ -15,23 +15,29 @@
 enum { OUT_ROOM = 32 * 1024, LOG_ROOM = 16 * 1024, NICE_AFTER_NS = 10 * 1000 * 1000, NICE = 10 };
 #define FLUSH_AFTER_NS (20ull * 1000 * 1000)
 
+/* A call that has left the gate and wants back in. */
 struct waiter {
   struct waiter *next;
   pthread_cond_t granted_now;
   bool granted;
 };
 
+/* A thread without a call. */
+struct thread {
+  struct thread *next;
+  pthread_cond_t called;
+  struct call *call;
+};
+
+/* One lock for all that decides who runs next; never held while anything waits. */
 static pthread_mutex_t gate_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct waiter *waiters, **waiters_end = &waiters;
-static atomic_uint waiting;
-static unsigned gate_free;
-static uint64_t memory_used; /* promised to the calls that run */
-static pthread_cond_t memory_freed;
-
-static pthread_mutex_t queue_lock = PTHREAD_MUTEX_INITIALIZER;
-static pthread_cond_t queue_filled;
 static struct call *queue, **queue_end = &queue;
-static unsigned queued, threads, idle;
+static struct thread *idle; /* the one that was busy last comes first: its memory is still in the caches */
+static atomic_uint wanting; /* waiters and queued calls */
+static unsigned gate_free, queued, threads;
+static uint64_t memory_used; /* promised to the calls that run */
+static bool waiter_first;
 
 static struct timespec when(uint64_t ns) {
   if (ns > (uint64_t)INT64_MAX) ns = (uint64_t)INT64_MAX;
@@ -48,11 +54,59 @@ static void monotonic(pthread_cond_t *condition) {
 
 /* -- the gate -- */
 
+static void one_more_thread(struct call *call);
+
+static struct call *take_queued(void) {
+  struct call *call = queue;
+  if (call == NULL || (memory_used && memory_used + call->program->memory_max > options.memory_bytes)) return NULL;
+  queue = call->queued;
+  if (queue == NULL) queue_end = &queue;
+  queued--, wanting--;
+  memory_used += call->program->memory_max;
+  return call;
+}
+
+static bool grant_waiter(void) {
+  struct waiter *first = waiters;
+  if (first == NULL) return false;
+  waiters = first->next;
+  if (waiters == NULL) waiters_end = &waiters;
+  wanting--;
+  first->granted = true;
+  pthread_cond_signal(&first->granted_now);
+  return true;
+}
+
+static bool begin_queued(void) {
+  if (idle == NULL && threads >= options.threads) return false;
+  struct call *call = take_queued();
+  if (call == NULL) return false;
+  if (idle == NULL) {
+    one_more_thread(call);
+  } else {
+    struct thread *thread = idle;
+    idle = thread->next;
+    thread->call = call;
+    pthread_cond_signal(&thread->called);
+  }
+  return true;
+}
+
+/* A place at the gate is free: to somebody who was inside before, or to a new call, in turns. */
+static void pass_on(void) {
+  waiter_first = !waiter_first;
+  bool passed = waiter_first ? grant_waiter() || begin_queued() : begin_queued() || grant_waiter();
+  if (passed) return;
+  gate_free++;
+  tick_end();
+}
+
 static void leave_queue(struct waiter *self) {
   struct waiter **place = &waiters;
   while (*place != self) place = &(*place)->next;
   *place = self->next;
   if (waiters_end == &self->next) waiters_end = place;
+  wanting--;
 }
 
 /* False when the deadline passed first, or nobody wants the answer any more. */
@@ -61,11 +115,12 @@ static bool gate_enter(struct call *call) {
   pthread_mutex_lock(&gate_lock);
   if (gate_free > 0) {
     gate_free--;
+    tick_begin();
   } else {
     struct waiter self = {0};
     monotonic(&self.granted_now);
     *waiters_end = &self, waiters_end = &self.next;
-    waiting++;
+    wanting++;
     while (!self.granted && !call->cancelled && now_ns() < call->deadline_ns) {
       uint64_t look = now_ns() + 50000000; /* whether it was cancelled */
       struct timespec until = when(look < call->deadline_ns ? look : call->deadline_ns);
@@ -73,11 +128,9 @@ static bool gate_enter(struct call *call) {
     }
     entered = self.granted;
     if (!entered) leave_queue(&self);
-    waiting--;
     pthread_cond_destroy(&self.granted_now);
   }
   pthread_mutex_unlock(&gate_lock);
-  if (entered) tick_begin();
   call->gate_held = entered;
   return entered;
 }
@@ -85,17 +138,8 @@ static bool gate_enter(struct call *call) {
 static void gate_leave(struct call *call) {
   if (!call->gate_held) return;
   call->gate_held = false;
-  tick_end();
   pthread_mutex_lock(&gate_lock);
-  struct waiter *first = waiters;
-  if (first == NULL) {
-    gate_free++;
-  } else {
-    waiters = first->next;
-    if (waiters == NULL) waiters_end = &waiters;
-    first->granted = true;
-    pthread_cond_signal(&first->granted_now);
-  }
+  pass_on();
   pthread_mutex_unlock(&gate_lock);
 }
 
@@ -107,27 +151,6 @@ bool gate_wait(struct call *call, uint64_t until_ns) {
   bool entered = gate_enter(call);
   pthread_mutex_lock(&call->lock);
   return entered && result != ETIMEDOUT && !call->cancelled;
-}
-
-/* -- memory that is promised -- */
-
-static bool memory_reserve(const struct call *call) {
-  bool ok = true;
-  pthread_mutex_lock(&gate_lock);
-  while (memory_used != 0 && memory_used + call->program->memory_max > options.memory_bytes && ok) {
-    struct timespec until = when(call->deadline_ns);
-    ok = pthread_cond_timedwait(&memory_freed, &gate_lock, &until) != ETIMEDOUT;
-  }
-  if (ok) memory_used += call->program->memory_max;
-  pthread_mutex_unlock(&gate_lock);
-  return ok;
-}
-
-static void memory_release(const struct call *call) {
-  pthread_mutex_lock(&gate_lock);
-  memory_used -= call->program->memory_max;
-  pthread_cond_broadcast(&memory_freed);
-  pthread_mutex_unlock(&gate_lock);
 }
 
 /* -- what the call writes -- */
@@ -225,7 +248,7 @@ static wasmtime_error_t *on_tick(wasmtime_context_t *context, void *data, uint64
     call->slowed = true;
     setpriority(PRIO_PROCESS, 0, NICE);
   }
-  if (waiting) {
+  if (wanting) {
     gate_leave(call);
     if (!gate_enter(call)) {
       call->verdict = call->cancelled ? OUTCOME_CANCELED : OUTCOME_WALL;
@@ -478,72 +501,117 @@ static void run(struct call *call, uint8_t *out) {
   call->started_ns = now_ns();
   call->cpu_started_ns = thread_cpu_ns();
   call->out = out;
+  call->gate_held = true;
   char *why = NULL;
   enum outcome outcome = call->cancelled ? OUTCOME_CANCELED : OUTCOME_WALL;
-  if (!call->cancelled && call->started_ns < call->deadline_ns && memory_reserve(call)) {
+  if (!call->cancelled && call->started_ns < call->deadline_ns) {
     if (!acquire_code(call->program->code, &why)) {
       outcome = OUTCOME_BROKEN;
       log_send(call, 1, (const uint8_t *)why, (uint32_t)strlen(why));
       free(why);
     } else {
-      if (gate_enter(call)) outcome = run_store(call);
+      outcome = run_store(call);
       release_code(call->program->code);
     }
-    memory_release(call);
   }
   finish(call, outcome, thread_cpu_ns() - call->cpu_started_ns);
-  gate_leave(call);
   if (call->slowed) setpriority(PRIO_PROCESS, 0, 0);
+  call->out = NULL;
 }
 
-static void *thread_main(void *unused) {
-  (void)unused;
+/* The next call for a thread that has just ended one: with its place at the gate, when that is its turn. */
+static struct call *next_call(struct thread *self, struct call *ended) {
+  bool held = ended->gate_held;
+  uint64_t memory = ended->program->memory_max;
+  call_unref(ended);
+  pthread_mutex_lock(&gate_lock);
+  memory_used -= memory;
+  struct call *call = NULL;
+  if (held && waiters == NULL) call = take_queued();
+  if (call == NULL) {
+    if (held) {
+      pass_on();
+    } else if (gate_free > 0 && queue != NULL) { /* its memory may let another one in */
+      gate_free--;
+      tick_begin();
+      pass_on();
+    }
+    self->call = NULL;
+    self->next = idle, idle = self;
+    while (self->call == NULL) pthread_cond_wait(&self->called, &gate_lock);
+    call = self->call;
+  }
+  pthread_mutex_unlock(&gate_lock);
+  return call;
+}
+
+static void *thread_main(void *first) {
+  struct thread self = {.call = first};
   pthread_setname_np(pthread_self(), "call");
+  pthread_cond_init(&self.called, NULL);
   uint8_t *out = malloc(FRAME_HEADER + OUT_ROOM + FRAME_HEADER + 40);
   if (out == NULL) abort();
-  for (;;) {
-    pthread_mutex_lock(&queue_lock);
-    idle++;
-    while (queue == NULL) pthread_cond_wait(&queue_filled, &queue_lock);
-    idle--;
-    struct call *call = queue;
-    queue = call->queued;
-    if (queue == NULL) queue_end = &queue;
-    queued--;
-    pthread_mutex_unlock(&queue_lock);
+  for (struct call *call = first;;) {
     run(call, out);
-    call->out = NULL;
-    call_unref(call);
+    call = next_call(&self, call);
   }
   return NULL;
 }
 
-static void one_more_thread(void) {
+/* For a call that has its place at the gate; with the lock held. */
+static void one_more_thread(struct call *call) {
   pthread_attr_t attributes;
   pthread_t thread;
   pthread_attr_init(&attributes);
   pthread_attr_setstacksize(&attributes, options.stack_bytes + 512 * 1024);
-  if (pthread_create(&thread, &attributes, thread_main, NULL) == 0) {
-    pthread_detach(thread);
-    threads++;
-  }
+  if (pthread_create(&thread, &attributes, thread_main, call) != 0) abort(); /* the worker starts another host */
+  pthread_detach(thread);
+  threads++;
   pthread_attr_destroy(&attributes);
 }
 
-/* False when the queue is full. Takes a reference to the call. Only the main thread calls this. */
+/* False when the queue is full. Takes a reference to the call. */
 bool enqueue(struct call *call) {
-  pthread_mutex_lock(&queue_lock);
-  bool ok = queued < options.queue + idle;
+  pthread_mutex_lock(&gate_lock);
+  bool ok = queued < options.queue;
   if (ok) {
     atomic_fetch_add(&call->users, 1);
     call->queued = NULL;
     *queue_end = call, queue_end = &call->queued;
-    queued++;
-    if (queued > idle && threads < options.threads) one_more_thread();
-    pthread_cond_signal(&queue_filled);
+    queued++, wanting++;
+    if (gate_free > 0) {
+      gate_free--;
+      tick_begin();
+      pass_on();
+    }
   }
-  pthread_mutex_unlock(&queue_lock);
+  pthread_mutex_unlock(&gate_lock);
   return ok;
+}
+
+/* Calls whose time passed before they began. The main thread asks now and then. */
+void expire_queued(void) {
+  struct call *expired = NULL;
+  uint64_t now = now_ns();
+  pthread_mutex_lock(&gate_lock);
+  for (struct call **place = &queue; *place != NULL;) {
+    struct call *call = *place;
+    if (!call->cancelled && now < call->deadline_ns) {
+      place = &call->queued;
+      continue;
+    }
+    *place = call->queued;
+    if (queue_end == &call->queued) queue_end = place;
+    queued--, wanting--;
+    call->queued = expired, expired = call;
+  }
+  pthread_mutex_unlock(&gate_lock);
+  while (expired != NULL) {
+    struct call *call = expired;
+    expired = call->queued;
+    finish(call, call->cancelled ? OUTCOME_CANCELED : OUTCOME_WALL, 0);
+    call_unref(call);
+  }
 }
 
 void call_unref(struct call *call) {
@@ -562,10 +630,4 @@ void call_unref(struct call *call) {
   free(call);
 }
 
-void start_threads(void) {
-  gate_free = options.running;
-  monotonic(&memory_freed);
-  pthread_cond_init(&queue_filled, NULL);
-  one_more_thread();
-  if (threads == 0) abort();
-}
+void start_threads(void) { gate_free = options.running; }

@@ -180,7 +180,7 @@ void release_code(struct code *code);
 void unload_idle_code(struct code *code, uint64_t older_than_ns);
 void free_code(struct code *code);
 void start_engine(void);
-void tick_begin(void); /* a call begins to run guest code: keep ticking */
+void tick_begin(void); /* a place at the gate is taken: keep ticking */
 void tick_end(void);
 extern wasm_engine_t *engine;
 extern wasmtime_linker_t *linker;
@@ -200,6 +200,7 @@ int open_parent(int directory, const char *path, bool follow_dots, const char **
 /* call.c */
 void start_threads(void);
 bool enqueue(struct call *call);
+void expire_queued(void);
 void call_unref(struct call *call);
 wasm_trap_t *stop_guest(struct call *call, enum outcome verdict);
 bool gate_wait(struct call *call, uint64_t until_ns); /* with call->lock held: wait for `changed` without the gate */

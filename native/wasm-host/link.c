@@ -515,6 +515,7 @@ static void tell_one(struct program *program) {
 }
 
 static void tell(void) {
+  expire_queued();
   for (struct program *each = programs; each != NULL; each = each->next) tell_one(each);
   uint64_t now = now_ns();
   pthread_mutex_lock(&codes_lock);

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
+import msgspec
+
 HEAD: Final = struct.Struct("<IBBHI")
 PAYLOAD_MAX: Final = 512 * 1024
 WINDOW: Final = 256 * 1024
@@ -24,6 +26,7 @@ _END: Final = struct.Struct("<B3xI4Q")
 _STATS: Final = struct.Struct("<12Q")
 _LIMITS: Final = struct.Struct("<BB6Q")
 _U32: Final = struct.Struct("<I")
+_TWO: Final = struct.Struct("<II")
 
 
 class Outcome(IntEnum):
@@ -48,8 +51,7 @@ NOT_BEGUN: Final = frozenset({Outcome.UNKNOWN, Outcome.BUSY})
 """The program did not see the request: it may be sent elsewhere, whatever its method."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(msgspec.Struct, frozen=True):
     """The end of a call; times in nanoseconds."""
 
     outcome: Outcome
@@ -108,11 +110,15 @@ def frame(kind: int, stream: int = 0, payload: bytes = b"", *, flags: int = 0) -
     return HEAD.pack(len(payload), kind, flags, 0, stream) + payload
 
 
-def call_payload(key: bytes, wall_ms: int, variables: Sequence[bytes]) -> bytes:
-    """CALL: which instance, for how long, and the variables ``NAME=VALUE``, which hold no zero bytes."""
-    joined = b"\0".join(variables)
-    return b"".join(
-        (_U32.pack(wall_ms), _U32.pack(len(key)), key, _U32.pack(len(variables)), joined, b"\0" if variables else b"")
+def call_frame(stream: int, key: bytes, wall_ms: int, variables: bytes, *, flags: int) -> bytes:
+    """CALL: which instance, for how long, and the variables: ``NAME=VALUE``, each with a zero byte behind it."""
+    head = HEAD.pack(12 + len(key) + len(variables), CALL, flags, 0, stream)
+    return b"%b%b%b%b%b" % (
+        head,
+        _TWO.pack(wall_ms, len(key)),
+        key,
+        _U32.pack(variables.count(0)),
+        variables,
     )
 
 

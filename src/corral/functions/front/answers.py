@@ -1,5 +1,6 @@
 """The front's own answers: problem+json, one clear sentence, and never anything of a program's insides."""
 
+import itertools
 from http import HTTPStatus
 from typing import Final
 
@@ -27,9 +28,13 @@ _OUTCOMES: Final[dict[Outcome, tuple[int, str, str]]] = {
 }
 
 
+_process: Final = new_token()[:10].encode()
+_numbers: Final = itertools.count(1)
+
+
 def new_request_id() -> bytes:
-    """The id of a request that came without one."""
-    return b"req_" + new_token()[:16].encode()
+    """The id of a request that came without one: of this process, and of its requests."""
+    return b"req_%b%010x" % (_process, next(_numbers))
 
 
 def reason_of(status: int) -> bytes:

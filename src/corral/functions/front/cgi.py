@@ -7,9 +7,10 @@ their own setting).
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Final
 from urllib.parse import unquote_to_bytes
+
+import msgspec
 
 HEAD_MAX: Final = 64 * 1024
 """Bytes of the head that a program may print."""
@@ -28,27 +29,45 @@ _STATUS: Final = re.compile(rb"([1-9][0-9][0-9])(?: ([\x20-\x7e\x80-\xff]{0,200}
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _names: dict[bytes, bytes] = {}
 _NAMES_MAX: Final = 4096
+_heads: dict[bytes, "AnswerHead"] = {}
+_KNOWN_HEADS: Final = 1024
+_KNOWN_HEAD_MAX: Final = 512
 
 
-@dataclass(slots=True)
-class Asking:
+class Said(msgspec.Struct, frozen=True):
+    """What the headers of a request say. A client that keeps its connection mostly says the same again, so this is
+    made once for many requests.
+
+    Attributes:
+        variables: the headers, and who is at the other end, as variables; each with a zero byte behind it.
+        request_id: a usable one that the client gave, or b"".
+        length: of the body; None when it is chunked.
+    """
+
+    headers: Sequence[Header]
+    host: bytes
+    variables: bytes
+    request_id: bytes
+    length: int | None
+    expects: bool
+    traced: bool
+
+
+class Asking(msgspec.Struct):
     """A request as it came, and where it goes: ``script`` and ``path`` are set when that is known."""
 
     method: bytes
     target: bytes
     version: bytes
-    headers: Sequence[Header]
-    host: bytes
+    said: Said
     query: bytes
     script: bytes
     path: bytes
-    peer: tuple[str, int]
-    port: int
+    peer: str
     request_id: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class AnswerHead:
+class AnswerHead(msgspec.Struct, frozen=True):
     """Status, reason and headers that a program gave; ``length`` is its Content-Length."""
 
     status: int
@@ -71,44 +90,70 @@ def has_control_bytes(value: bytes) -> bool:
     return _VALUE_BAD.search(value) is not None
 
 
-def variables(ask: Asking) -> list[bytes]:
-    """``NAME=VALUE`` for the program. No value holds a zero byte: header values were checked, paths are here."""
-    path = unquote_to_bytes(ask.path).replace(b"\0", b"")
+def said(headers: Sequence[Header], *, peer: tuple[str, int], port: int, version: bytes) -> Said | None:
+    """Read the headers; None when they are no request's."""
+    names: dict[bytes, bytes] = {}
+    for name, value in headers:
+        if has_control_bytes(value) or (name in (b"host", b"content-length") and name in names):
+            return None
+        names[name] = value
+    host = names.get(b"host", b"")
+    if not host and version != b"1.0":
+        return None
+    given = names.get(b"x-request-id", b"")
+    return Said(
+        headers,
+        host,
+        _header_variables(headers, host, peer, port, version),
+        given if usable_request_id(given) else b"",
+        None if b"transfer-encoding" in names else int(names.get(b"content-length", b"0")),
+        names.get(b"expect", b"").lower() == b"100-continue",
+        b"x-corral-trace" in names,
+    )
+
+
+def _header_variables(
+    headers: Sequence[Header], host: bytes, peer: tuple[str, int], port: int, version: bytes
+) -> bytes:
+    name = host.rpartition(b":")[0] if host.rpartition(b":")[2].isdigit() else host
     found = [
-        b"GATEWAY_INTERFACE=CGI/1.1",
-        b"SERVER_SOFTWARE=corral",
-        b"SERVER_PROTOCOL=HTTP/" + ask.version,
-        b"SERVER_NAME=" + ask.host.rpartition(b":")[0] if b":" in ask.host else b"SERVER_NAME=" + ask.host,
-        b"SERVER_PORT=%d" % ask.port,
-        b"REQUEST_METHOD=" + ask.method,
-        b"REQUEST_URI=" + ask.target,
-        b"SCRIPT_NAME=" + ask.script,
-        b"PATH_INFO=" + path,
-        b"X_RAW_PATH_INFO=" + ask.path,
-        b"QUERY_STRING=" + ask.query,
-        b"REMOTE_ADDR=" + ask.peer[0].encode(),
-        b"REMOTE_PORT=%d" % ask.peer[1],
-        b"HTTP_X_REQUEST_ID=" + ask.request_id,
+        b"GATEWAY_INTERFACE=CGI/1.1\0SERVER_SOFTWARE=corral\0SERVER_PROTOCOL=HTTP/%b\0" % version,
+        b"SERVER_NAME=%b\0SERVER_PORT=%d\0" % (name, port),
+        b"REMOTE_ADDR=%b\0REMOTE_PORT=%d\0" % (peer[0].encode(), peer[1]),
     ]
     joined: dict[bytes, bytes] = {}
-    for name, value in ask.headers:
-        variable = _names.get(name) or _variable(name)
+    for header, value in headers:
+        variable = _variable(header)
         if variable:
             before = joined.get(variable)
-            joined[variable] = value if before is None else before + (b"; " if name == b"cookie" else b", ") + value
-    found += [name + value for name, value in joined.items()]
-    found += [name + b"=" + value for name, value in _forwarding(ask)]
-    return found
+            joined[variable] = value if before is None else before + (b"; " if header == b"cookie" else b", ") + value
+    found += [b"%b%b\0" % each for each in joined.items()]
+    found += [
+        b"HTTP_%b=%b\0" % (header.upper().replace(b"-", b"_"), value)
+        for header, value in _forwarding(headers, host, peer[0])
+    ]
+    return b"".join(found)
+
+
+def variables(ask: Asking) -> bytes:
+    """``NAME=VALUE`` for the program, each with a zero byte behind it, which no value holds."""
+    path = ask.path
+    if b"%" in path:
+        path = unquote_to_bytes(path).replace(b"\0", b"")
+    return (
+        b"%bREQUEST_METHOD=%b\0REQUEST_URI=%b\0SCRIPT_NAME=%b\0PATH_INFO=%b\0X_RAW_PATH_INFO=%b\0QUERY_STRING=%b\0"
+        b"HTTP_X_REQUEST_ID=%b\0"
+    ) % (ask.said.variables, ask.method, ask.target, ask.script, path, ask.path, ask.query, ask.request_id)
 
 
 def forwarding_headers(ask: Asking) -> list[Header]:
     """The request's headers for a program that speaks HTTP: without those of the hop, with who it came from."""
     kept = [
         (name, value)
-        for name, value in ask.headers
+        for name, value in ask.said.headers
         if name not in HOP_BY_HOP and name not in _FORWARDING and name not in _OURS and name != b"expect"
     ]
-    kept += [(name.removeprefix(b"HTTP_").replace(b"_", b"-").lower(), value) for name, value in _forwarding(ask)]
+    kept += _forwarding(ask.said.headers, ask.said.host, ask.peer)
     return [*kept, (b"x-request-id", ask.request_id)]
 
 
@@ -124,6 +169,17 @@ def split_head(printed: bytes) -> tuple[bytes, int] | None:
 
 def answer_head(head: bytes) -> AnswerHead:
     """Read ``Status``, ``Location``, ``Content-Type`` and other headers. Raises BadAnswer."""
+    known = _heads.get(head)
+    if known is None:
+        known = _read_head(head)
+        if len(head) <= _KNOWN_HEAD_MAX:
+            if len(_heads) >= _KNOWN_HEADS:
+                _heads.clear()
+            _heads[head] = known
+    return known
+
+
+def _read_head(head: bytes) -> AnswerHead:
     status, reason, length = 200, b"OK", None
     headers: list[Header] = []
     given = False
@@ -160,6 +216,9 @@ def _length_of(value: bytes, before: int | None) -> int:
 
 def _variable(name: bytes) -> bytes:
     """``HTTP_NAME=`` for a header, b"" for one that is left out."""
+    known = _names.get(name)
+    if known is not None:
+        return known
     if name in (b"content-type", b"content-length"):
         made = name.upper().replace(b"-", b"_") + b"="
     elif b"_" in name or name == b"proxy" or name in HOP_BY_HOP or name in _OURS or name in _FORWARDING:
@@ -171,8 +230,8 @@ def _variable(name: bytes) -> bytes:
     return made
 
 
-def _forwarding(ask: Asking) -> Iterable[Header]:
-    hops = [value for name, value in ask.headers if name == b"x-forwarded-for"]
-    yield b"HTTP_X_FORWARDED_FOR", b", ".join((*hops, ask.peer[0].encode()))
-    yield b"HTTP_X_FORWARDED_HOST", ask.host
-    yield b"HTTP_X_FORWARDED_PROTO", b"http"
+def _forwarding(headers: Sequence[Header], host: bytes, peer: str) -> Iterable[Header]:
+    hops = [value for name, value in headers if name == b"x-forwarded-for"]
+    yield b"x-forwarded-for", b", ".join((*hops, peer.encode()))
+    yield b"x-forwarded-host", host
+    yield b"x-forwarded-proto", b"http"

@@ -7,7 +7,6 @@ breaks a limit, ends the connection.
 import asyncio
 import errno
 import socket
-from collections.abc import Sequence
 from typing import Final
 
 import httptools
@@ -33,7 +32,7 @@ class ComponentLink:
         self._closing = False
 
     def open(
-        self, sink: Sink, *, instance: str, wall_s: float, ask: object, has_body: bool, variables: Sequence[bytes]
+        self, sink: Sink, *, instance: str, wall_s: float, ask: object, has_body: bool, variables: bytes
     ) -> "ComponentStream":
         assert isinstance(ask, Asking)
         return ComponentStream(self, sink, self._idle.pop() if self._idle else None, ask, wall_s, has_body=has_body)

@@ -6,7 +6,7 @@ from typing import Final, Protocol
 
 from corral.functions.frames import NOT_BEGUN, Ended, Outcome
 from corral.functions.front.answers import of_outcome, problem, reason_of
-from corral.functions.front.cgi import AnswerHead, Asking, Header, variables
+from corral.functions.front.cgi import AnswerHead, Asking, variables
 from corral.functions.front.upstream import Stream, Upstream
 from corral.functions.routing import FunctionRoute, RevisionRoute
 
@@ -46,11 +46,41 @@ class Desk(Protocol):
 class Exchange:
     """See the module. The desk calls ``run`` or ``refuse``; the stream calls the methods of ``Sink``."""
 
-    def __init__(
-        self, desk: Desk, client: Client, ask: Asking, *, length: int | None, expects: bool, keep: bool, traced: bool
-    ) -> None:
+    __slots__ = (
+        "_body",
+        "_body_done",
+        "_chunked",
+        "_client",
+        "_desk",
+        "_expects",
+        "_head",
+        "_held",
+        "_keep",
+        "_last_sent",
+        "_parts",
+        "_received",
+        "_replay",
+        "_room",
+        "_slow",
+        "_started",
+        "_stream",
+        "_uncredited",
+        "_unsent",
+        "_written",
+        "ask",
+        "cold",
+        "done",
+        "instance",
+        "length",
+        "roll",
+        "route",
+        "tried",
+        "waited_s",
+    )
+
+    def __init__(self, desk: Desk, client: Client, ask: Asking, *, keep: bool) -> None:
         self.ask = ask
-        self.length = length  # of the body; None when it is chunked
+        self.length = length = ask.said.length  # of the body; None when it is chunked
         self.route: tuple[FunctionRoute, RevisionRoute] | None = None
         self.instance = ""
         self.tried: set[str] = set()
@@ -59,7 +89,7 @@ class Exchange:
         self.cold = False
         self.done = False
         self._desk, self._client = desk, client
-        self._expects, self._keep, self._traced = expects, keep, traced
+        self._expects, self._keep = ask.said.expects, keep
         self._stream: Stream | None = None
         self._body: list[bytes] = []  # not sent yet
         self._replay: list[bytes] | None = []  # sent, and kept for another try; None: too much
@@ -133,8 +163,9 @@ class Exchange:
             self._client.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             self._expects = False
         self._room = upstream.first_room
+        world = variables(self.ask)
         self._stream = upstream.open(
-            self, instance=key, wall_s=limits.wall_s, ask=self.ask, has_body=self.has_body, variables=self._variables()
+            self, instance=key, wall_s=limits.wall_s, ask=self.ask, has_body=self.has_body, variables=world
         )
         self._pump()
 
@@ -178,9 +209,6 @@ class Exchange:
         self._pump()
 
     # -- inside --
-
-    def _variables(self) -> Sequence[bytes]:
-        return variables(self.ask)
 
     def _pump(self) -> None:
         """Send of the body what there is room for; read from the client while little waits here."""
@@ -307,25 +335,34 @@ class Exchange:
             self._stream.took(count)
 
     def _head_lines(self, head: AnswerHead, keep: bool, end: Ended | None) -> list[bytes]:
+        key = (head, self.instance, self.cold, keep, self.ask.version)
+        known = _known_lines.get(key)
+        if known is None:
+            known = b"".join(self._common_lines(head, keep))
+            if len(_known_lines) >= _KNOWN_LINES:
+                _known_lines.clear()
+            _known_lines[key] = known
+        lines = [known, b"x-request-id: %b\r\n" % self.ask.request_id]
+        if self.ask.said.traced and end is not None:
+            spent = (self.waited_s * 1e3, end.instantiate_ns / 1e6, (end.wall_ns - end.instantiate_ns) / 1e6)
+            lines.append(b"server-timing: queue;dur=%.3f, instantiate;dur=%.3f, run;dur=%.3f\r\n" % spent)
+        return lines
+
+    def _common_lines(self, head: AnswerHead, keep: bool) -> list[bytes]:
+        """Those that are the same for many answers of one instance."""
         lines = [b"HTTP/1.1 %d %b\r\n" % (head.status, head.reason or reason_of(head.status))]
         lines += [b"%b: %b\r\n" % header for header in head.headers]
-        lines += [b"%b: %b\r\n" % header for header in self._own_headers(end)]
+        if self.route is not None and self.instance:
+            lines.append(b"x-corral-revision: %b\r\n" % self.route[1].key.revision.encode())
+            lines.append(b"x-corral-instance: %b\r\n" % self.instance.encode())
+            lines.append(b"x-corral-start: %b\r\n" % (b"cold" if self.cold else b"warm"))
         if not keep:
             lines.append(b"connection: close\r\n")
         elif self.ask.version == b"1.0":
             lines.append(b"connection: keep-alive\r\n")
         return lines
 
-    def _own_headers(self, end: Ended | None) -> list[Header]:
-        found = [(b"x-request-id", self.ask.request_id)]
-        if self.route is not None and self.instance:
-            found.append((b"x-corral-revision", self.route[1].key.revision.encode()))
-            found.append((b"x-corral-instance", self.instance.encode()))
-            found.append((b"x-corral-start", b"cold" if self.cold else b"warm"))
-        if self._traced and end is not None:
-            spent = (self.waited_s * 1e3, end.instantiate_ns / 1e6, (end.wall_ns - end.instantiate_ns) / 1e6)
-            found.append((b"server-timing", b"queue;dur=%.3f, instantiate;dur=%.3f, run;dur=%.3f" % spent))
-        return found
 
-
+_known_lines: dict[tuple[AnswerHead, str, bool, bool, bytes], bytes] = {}
+_KNOWN_LINES: Final = 1024
 _WRONG_LENGTH: Final = ("bad-program", "the function answered with another length than it announced")

@@ -19,6 +19,7 @@ from corral.functions.front.limits import FrontConfig
 from corral.functions.front.upstream import Upstream
 from corral.functions.model import Demand, RevisionKey
 from corral.functions.routing import (
+    Asked,
     Backend,
     FunctionRoute,
     NoRoute,
@@ -32,6 +33,7 @@ from corral.functions.routing import (
 )
 
 _LOOK_S: Final = 0.5
+_RESOLVED_MAX: Final = 4096
 
 
 class Front:
@@ -44,6 +46,7 @@ class Front:
         self._loop = asyncio.get_running_loop()
         self._table = RoutingTable()
         self._domains: Mapping[str, str] = {}
+        self._resolved: dict[tuple[bytes, bytes], Asked | NoRoute] = {}
         self._admissions: dict[RevisionKey, Admission[Exchange]] = {}
         self._upstreams: dict[str, Upstream] = {}
         self._connections: set[Connection] = set()
@@ -59,6 +62,7 @@ class Front:
         if table is None:
             return False
         self._table = table
+        self._resolved.clear()
         if update.whole or update.domains:
             self._domains = update.domains
         self._forget_upstreams()
@@ -121,8 +125,7 @@ class Front:
     def admit(self, exchange: Exchange) -> None:
         """Route it: run, wait or refuse."""
         ask = exchange.ask
-        host = ask.host.decode("latin-1")
-        asked = Router.resolve(self._table, host=host, path=ask.path.decode("latin-1"), domains=self._domains)
+        asked = self._resolve(ask.said.host if self._domains else b"", ask.path)
         if isinstance(asked, NoRoute):
             exchange.refuse(asked.status, asked.code, asked.text)
             return
@@ -133,7 +136,7 @@ class Front:
             exchange.refuse(revision.status, revision.code, revision.text)
             return
         path = asked.path.encode("latin-1")
-        ask.script, ask.path = ask.path[: len(ask.path) - len(path)] if ask.path.endswith(path) else ask.path, path
+        ask.script, ask.path = ask.path.removesuffix(path), path
         self._enter(exchange, asked.function, revision)
 
     def left(self, exchange: Exchange, *, again: bool) -> None:
@@ -149,6 +152,17 @@ class Front:
         self._stop_waiting(exchange)
         if again:
             self._retry(exchange)
+
+    def _resolve(self, host: bytes, path: bytes) -> Asked | NoRoute:
+        found = self._resolved.get((host, path))
+        if found is None:
+            found = Router.resolve(
+                self._table, host=host.decode("latin-1"), path=path.decode("latin-1"), domains=self._domains
+            )
+            if len(self._resolved) >= _RESOLVED_MAX:
+                self._resolved.clear()
+            self._resolved[host, path] = found
+        return found
 
     def _enter(self, exchange: Exchange, function: FunctionRoute, revision: RevisionRoute) -> None:
         exchange.route = (function, revision)

@@ -7,7 +7,6 @@ connection, and with it the calls that it carried.
 import asyncio
 import socket
 import struct
-from collections.abc import Sequence
 from typing import Final
 
 from corral.functions import frames
@@ -126,15 +125,15 @@ class HostLink:
         self._closing = False
 
     def open(
-        self, sink: Sink, *, instance: str, wall_s: float, ask: object, has_body: bool, variables: Sequence[bytes]
+        self, sink: Sink, *, instance: str, wall_s: float, ask: object, has_body: bool, variables: bytes
     ) -> HostStream:
         number = self._next
         self._next = number + 1 if number < _STREAMS_MAX else 1
         stream = self._streams[number] = HostStream(self, number, sink)
-        payload = frames.call_payload(instance.encode(), max(1, int(wall_s * 1000)), variables)
         if self._socket is None:
             self._connect()
-        self.write(frames.frame(frames.CALL, number, payload, flags=0 if has_body else frames.LAST))
+        flags = 0 if has_body else frames.LAST
+        self.write(frames.call_frame(number, instance.encode(), max(1, int(wall_s * 1000)), variables, flags=flags))
         return stream
 
     def close(self) -> None:

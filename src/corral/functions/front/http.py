@@ -10,7 +10,7 @@ from typing import Final, Protocol, cast
 import httptools
 
 from corral.functions.front.answers import new_request_id, problem, reason_of
-from corral.functions.front.cgi import AnswerHead, Asking, Header, has_control_bytes, usable_request_id
+from corral.functions.front.cgi import AnswerHead, Asking, Header, Said, said
 from corral.functions.front.exchange import Desk, Exchange
 from corral.functions.front.limits import FrontConfig
 
@@ -35,6 +35,7 @@ class Connection(asyncio.Protocol):
         self._head_bytes = 0
         self._url = b""
         self._headers: list[Header] = []
+        self._said: Said | None = None  # of the request before
         self._since_s = self._loop.time()
         self._closing = False
         self._held_body = self._held_queue = self._paused = False
@@ -158,41 +159,17 @@ class Connection(asyncio.Protocol):
 
     def _exchange(self) -> Exchange | None:
         version = self._parser.get_http_version().encode()
-        names: dict[bytes, bytes] = {}
-        for name, value in self._headers:
-            if has_control_bytes(value) or (name in (b"host", b"content-length") and name in names):
-                self._fail(*_REFUSED)
-                return None
-            names[name] = value
-        host = names.get(b"host", b"")
-        if (not host and version != b"1.0") or not self._url.startswith(b"/") or b"#" in self._url:
+        known = self._said
+        if known is None or known.headers != self._headers:
+            known = self._said = said(self._headers, peer=self._peer, port=self._port, version=version)
+        if known is None or not self._url.startswith(b"/") or b"#" in self._url:
             self._fail(*_REFUSED)
             return None
         path, _, query = self._url.partition(b"?")
-        given = names.get(b"x-request-id", b"")
-        length = None if b"transfer-encoding" in names else int(names.get(b"content-length", b"0"))
-        ask = Asking(
-            method=self._parser.get_method(),
-            target=self._url,
-            version=version,
-            headers=self._headers,
-            host=host,
-            query=query,
-            script=b"",
-            path=path,
-            peer=self._peer,
-            port=self._port,
-            request_id=given if usable_request_id(given) else new_request_id(),
-        )
-        return Exchange(
-            self._desk,
-            self,
-            ask,
-            length=length,
-            expects=names.get(b"expect", b"").lower() == b"100-continue",
-            keep=self._parser.should_keep_alive(),
-            traced=b"x-corral-trace" in names,
-        )
+        request_id = known.request_id or new_request_id()
+        method = self._parser.get_method()
+        ask = Asking(method, self._url, version, known, query, b"", path, self._peer[0], request_id)
+        return Exchange(self._desk, self, ask, keep=self._parser.should_keep_alive())
 
     def _hold_queue(self) -> None:
         self._held_queue = len(self._queue) > self._config.pipelined

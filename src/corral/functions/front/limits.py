@@ -8,7 +8,6 @@ class FrontConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     Attributes:
         listen: ``HOST:PORT``; port 0 takes a free one.
-        processes: that share the port; each has its own queues.
         connections: open at once; more are closed at once with 503.
         head_bytes: of a request's line and headers; more is 431.
         headers: in one request; more is 431.
@@ -20,7 +19,6 @@ class FrontConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """
 
     listen: str = "127.0.0.1:7080"
-    processes: int = 1
     connections: int = 10_000
     head_bytes: int = 64 * 1024
     headers: int = 200

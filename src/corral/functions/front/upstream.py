@@ -1,6 +1,5 @@
 """What an exchange and whoever runs its request say to each other."""
 
-from collections.abc import Sequence
 from typing import Protocol
 
 from corral.functions.frames import Ended
@@ -57,7 +56,7 @@ class Upstream(Protocol):
     first_room: int
 
     def open(
-        self, sink: Sink, *, instance: str, wall_s: float, ask: object, has_body: bool, variables: Sequence[bytes]
+        self, sink: Sink, *, instance: str, wall_s: float, ask: object, has_body: bool, variables: bytes
     ) -> Stream:
         """Begin. A connection that cannot be made ends in ``lost``."""
         ...
