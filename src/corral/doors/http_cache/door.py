@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Final
+from urllib.parse import unquote
 
 from litestar import Request, asgi
 from litestar.handlers import ASGIRouteHandler
@@ -69,7 +70,8 @@ class HttpCacheDoor:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises CorralError, which whoever mounts this answers as REST does."""
         request: Request[Any, Any, Any] = Request(scope, receive, send)
-        method, path = str(scope.get("method", "")), str(scope["path"])
+        method = str(scope.get("method", ""))
+        path = unquote(scope["raw_path"].decode("latin-1"))  # "path" lost its prefix, and won a slash, on its way here
         tenant, _, rest = path.removeprefix(PREFIX).lstrip("/").partition("/")
         self._admit(request, tenant, reads=method in _READING)
         call = _Call(request, receive, send, tenant, parse_name(rest), path)

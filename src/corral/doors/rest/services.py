@@ -177,9 +177,7 @@ class FleetDesk(Protocol):
 class RouteDesk(Protocol):
     """Workers that clients may dial directly (``fleet.routes.Router``)."""
 
-    def route(
-        self, tenant: str, *, image: str, purpose: str, slots: int, avoid: Sequence[str]
-    ) -> Sequence[Route]: ...
+    def route(self, tenant: str, *, image: str, purpose: str, slots: int, avoid: Sequence[str]) -> Sequence[Route]: ...
 
     def release(self, tenant: str, route_ids: Sequence[str]) -> None: ...
 
