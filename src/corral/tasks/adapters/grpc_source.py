@@ -1,8 +1,8 @@
 """The worker's end of the queue's protocol: claims, renewals and reports over the link's session.
 
 A call costs the scheduler more than what it carries, so calls are few. Reports go together: those that come while a
-call is under way, or within ``report_gap_s`` of the last one, wait for the next; and a claim goes with reports that are
-about to leave.
+call is under way, or a moment after one that carried several, wait for the next; and a claim goes with reports that
+are about to leave.
 Every call may be repeated, so a report is sent until it is answered; what it does, it does once.
 """
 
@@ -40,7 +40,9 @@ class SourceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         answer_s: how long an answer may take, beyond the wait that a claim asks for.
         retry_min_s, retry_max_s: pauses before a report is sent again; they double, with jitter.
         batch_reports_max: how many reports go in one call.
-        report_gap_s: the least time between the beginnings of two calls; the first after a pause goes at once.
+        report_gap_s: after a call with several reports the next one begins so much later, for each pair of them: they
+            come fast, and more of them go together. One report alone holds up nothing.
+        report_gap_max_s: the longest such pause.
     """
 
     answer_s: float = 10.0
@@ -48,6 +50,7 @@ class SourceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     retry_max_s: float = 2.0
     batch_reports_max: int = 256
     report_gap_s: float = 0.01
+    report_gap_max_s: float = 0.03
 
 
 @dataclass(slots=True, eq=False)
@@ -142,7 +145,7 @@ class GrpcTaskSource:
         """What the next call with reports brings; nothing when none went soon, or nothing is pending."""
         wish = self._outbox.wish = _Wish(slots)
         try:
-            await wish.answered.wait_notified(within_s=self._config.report_gap_s * 2)
+            await wish.answered.wait_notified(within_s=self._config.report_gap_max_s * 2)
             if wish.taken and wish.claims is None:
                 await wish.answered.wait_notified(within_s=self._config.answer_s)
         finally:
@@ -194,12 +197,16 @@ class GrpcTaskSource:
         loop = asyncio.get_running_loop()
         if (early_s := self._outbox.next_s - loop.time()) > 0:
             await asyncio.sleep(early_s)
-        self._outbox.next_s = loop.time() + self._config.report_gap_s
         batch = self._outbox.take(self._config.batch_reports_max)
+        self._outbox.next_s = loop.time() + self._gap_s(len(batch))
         try:
             return await self._send(batch)
         finally:
             self._outbox.put_back(batch)
+
+    def _gap_s(self, reports: int) -> float:
+        config = self._config
+        return min(config.report_gap_s * (reports // 2), config.report_gap_max_s)
 
     async def _send(self, batch: Sequence[_Waiting]) -> bool:
         wish = self._outbox.take_wish()
