@@ -64,7 +64,7 @@ class Attack:
         return self.otherwise.get(runtime, self.verdict)
 
 
-RUNTIMES: Final = ("bubblewrap", "oci", "gvisor")
+RUNTIMES: Final = ("bubblewrap", "oci", "gvisor", "qemu")
 _GVISOR_ENDS: Final = {"gvisor": Verdict.ENDED}
 _GVISOR_DENIES: Final = {"gvisor": Verdict.DENIED}
 _GVISOR_CONTAINS: Final = {"gvisor": Verdict.CONTAINED}
@@ -236,7 +236,7 @@ async def _run(
     sandbox: Sandbox, attack: Attack, program: bytes, arguments: tuple[str, ...]
 ) -> tuple[Verdict | str, Completed | str]:
     inside = "/work/attack"
-    if sandbox.spec.root:
+    if attack.name == "symlink-mounts":
         inside = "/bin/attack"
     else:
         await sandbox.write_file(inside, program, executable=True)

@@ -51,7 +51,7 @@ from corral.sandboxes.runtimes.tenant_users import TenantUsers
 _log = structlog.get_logger(__name__)
 PROGRAM_NAME: Final = "qemu-system-x86_64"
 _STREAM: Final = 3
-# QEMU itself, its translated code, and what a machine has beyond what its sandbox may use
+# QEMU itself and its translated code; what a machine has beyond what its sandbox may use comes on top
 _MEMORY_OF_OURS: Final = 192 * MIB
 _THREADS_OF_OURS: Final = 96
 _TOLD_CHARACTERS: Final = 1000
@@ -218,7 +218,7 @@ class QemuRuntime:
 
         with self._process(root) as process:
             launch = self._launch(spec, shape, Stage.BOOT, process, greet)
-            return await self._started(spec, launch, process, within_s=self._config.boot_within_s)
+            return await self._started(spec, shape, launch, process, within_s=self._config.boot_within_s)
 
     async def _clone(self, spec: SandboxSpec, shape: MachineShape, root: int) -> Box:
         template = await self._templates.get(shape, lambda fresh: self._freeze(spec, fresh, root))
@@ -231,7 +231,7 @@ class QemuRuntime:
                 await send_go(stream, self._go(spec))
 
             launch = self._launch(spec, shape, Stage.CLONE, process, greet)
-            return await self._started(spec, launch, process, within_s=self._start_within_s)
+            return await self._started(spec, shape, launch, process, within_s=self._start_within_s)
 
     async def _freeze(self, spec: SandboxSpec, template: Template, root: int) -> None:
         began_s = self._clock.monotonic_s()
@@ -343,9 +343,11 @@ class QemuRuntime:
             abrupt=True,
         )
 
-    async def _started(self, spec: SandboxSpec, launch: Launch, process: _Process, *, within_s: float) -> Box:
+    async def _started(
+        self, spec: SandboxSpec, shape: MachineShape, launch: Launch, process: _Process, *, within_s: float
+    ) -> Box:
         try:
-            box = await start_box(spec, self._home, lambda: launch, within_s=within_s, overhead=_overhead())
+            box = await start_box(spec, self._home, lambda: launch, within_s=within_s, overhead=_overhead(shape))
         except SandboxFailed as error:
             raise _with_console(error, process.console) from error
         return MachineBox(box, process.console)
@@ -363,7 +365,7 @@ class QemuRuntime:
         launch = self._launch(spec, shape, stage, process)
         own = replace(spec, id=f"{stage}_{spec.id}")
         try:
-            await run_program(own, self._home, lambda: launch, talk, within_s=within_s, overhead=_overhead())
+            await run_program(own, self._home, lambda: launch, talk, within_s=within_s, overhead=_overhead(shape))
         except SandboxFailed as error:
             raise _with_console(error, process.console) from error
         process.console.close()
@@ -382,8 +384,10 @@ def _setup(spec: SandboxSpec, program: bytes) -> Setup:
     return replace(setup, mounts=tuple(replace(mount, fresh=True) for mount in setup.mounts))
 
 
-def _overhead() -> Overhead:
-    return Overhead(memory_bytes=_MEMORY_OF_OURS, processes=_THREADS_OF_OURS)
+def _overhead(shape: MachineShape) -> Overhead:
+    """A page of a clone may be there twice: see ``guest.template``. The machine itself bounds the sandbox."""
+    beyond_bytes = 2 * shape.machine_bytes - shape.memory_bytes
+    return Overhead(memory_bytes=_MEMORY_OF_OURS + beyond_bytes, processes=_THREADS_OF_OURS)
 
 
 def _numbers(*names: str) -> dict[str, int]:
