@@ -174,7 +174,13 @@ async def running_worker(config: Config) -> AsyncIterator[Worker]:
         )
         loops: list[Coroutine[Any, Any, Any]] = [wiring.link.run(), sink.run(), images.keep_clean()]
         loops += await open_worker_functions(
-            config, data, blobs.store, wiring.link, clock, draining=lambda: worker.draining, stack=stack
+            config,
+            data,
+            blobs.store,
+            wiring.link,
+            clock,
+            draining=lambda: worker.draining or worker.on_hold,
+            stack=stack,
         )
         if not shared:
             loops += [keep_clean(janitor, clock, config.blobs.clean_every_s) for janitor in blobs.janitors]
