@@ -23,7 +23,7 @@ from corral.compile.remote.slots import Slots
 from corral.fleet.tokens import is_signed
 from corral.kernel.clock import Clock
 from corral.kernel.digest import Digest, HashFunction
-from corral.kernel.errors import CapacityError, CorralError, DependencyError, InvalidSpec, Unauthenticated
+from corral.kernel.errors import CapacityError, CorralError, DependencyError, InvalidSpec, Unauthenticated, WorkerLost
 from corral.wire.v1 import door_pb2
 
 _ATTEMPTS: Final = 2
@@ -56,7 +56,7 @@ class FleetCompiler:
         self._config = config
         self._routes = routes
         self._clock = clock
-        self._doors = Doors()
+        self._doors = Doors(start)
         self.slots = Slots(routes, clock, start, image=config.image, slots_max=config.slots, idle_s=config.idle_s)
         self.figures = RemoteFigures()
 
@@ -70,7 +70,8 @@ class FleetCompiler:
                 return await self._attempt(request, shipment, include_set, rules, slot.route)
             except (DependencyError, CapacityError, Unauthenticated) as error:
                 slot.failed = True
-                await self._doors.forget(slot.route)
+                if isinstance(error, WorkerLost):
+                    self._doors.forget(slot.route)
                 if attempt >= _ATTEMPTS:
                     raise _told(error, slot.route) from error
                 attempt += 1

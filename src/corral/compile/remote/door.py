@@ -1,13 +1,14 @@
 """The client's side of a worker's door: a pinned connection for each worker, and the calls that a compile makes."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from pathlib import Path
 from typing import Any, Final
 
 import grpc
 
 from corral.compile.remote.model import Shipment, WorkerRoute
+from corral.kernel.concurrency import raise_if_cancelled
 from corral.kernel.digest import Digest
 from corral.kernel.errors import CorralError, DependencyError, InvalidSpec, WorkerLost
 from corral.wire.errors import error_of_rpc
@@ -23,9 +24,13 @@ _CALL_S: Final = 60.0
 
 
 class Doors:
-    """Open connections, by address *and* certificate: a worker that came back with another one is dialed anew."""
+    """Open connections, by address *and* certificate: a worker that came back with another one is dialed anew.
 
-    def __init__(self) -> None:
+    ``start`` runs a coroutine beside.
+    """
+
+    def __init__(self, start: Callable[[Coroutine[Any, Any, None]], None]) -> None:
+        self._start = start
         self._channels: dict[tuple[str, str], grpc.aio.Channel] = {}
         self._turns: dict[tuple[str, str], asyncio.Lock] = {}
 
@@ -43,11 +48,11 @@ class Doors:
                     raise WorkerLost(f"worker {route.worker_id} at {route.address}: {error}") from error
         return Door(DoorStub(self._channels[key]), route, tenant, image, answer_s)
 
-    async def forget(self, route: WorkerRoute) -> None:
-        """Its connection failed; the next one is new."""
+    def forget(self, route: WorkerRoute) -> None:
+        """Its connection failed; the next one is new. Calls that go on over the old one may end."""
         channel = self._channels.pop((route.address, route.certificate_fingerprint), None)
         if channel is not None:
-            await channel.close(None)
+            self._start(channel.close(_CALL_S))
 
     async def close(self) -> None:
         """Close all. Idempotent."""
@@ -149,6 +154,9 @@ class Door:
             answer: door_pb2.ExecuteResponse = await method(request, metadata=self._metadata, timeout=within_s)
         except grpc.aio.AioRpcError as failure:
             raise self._meaning(failure) from failure
+        except asyncio.CancelledError:
+            raise_if_cancelled()
+            raise WorkerLost(f"the connection to worker {self._route.worker_id} was given up") from None
         return answer
 
     def _meaning(self, failure: grpc.aio.AioRpcError) -> CorralError:
