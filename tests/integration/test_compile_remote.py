@@ -297,6 +297,71 @@ async def test_a_worker_that_dies_is_replaced_once(tmp_path: Path) -> None:
         assert fleet.compiler.figures.retries == 1
 
 
+class _Mortal:
+    """Passes bytes on to a worker until so many have gone through; then the worker is gone for good."""
+
+    def __init__(self, target: str, bytes_left: int) -> None:
+        self._host, _, port = target.rpartition(":")
+        self._port = int(port)
+        self._left = bytes_left
+        self._writers: set[asyncio.StreamWriter] = set()
+        self.address = ""
+
+    @asynccontextmanager
+    async def living(self) -> AsyncIterator[None]:
+        server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self.address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        try:
+            yield
+        finally:
+            server.close()
+            self._die()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._left <= 0:
+            writer.transport.abort()
+            return
+        far_reader, far_writer = await asyncio.open_connection(self._host, self._port)
+        self._writers |= {writer, far_writer}
+        async with asyncio.TaskGroup() as both:
+            both.create_task(self._pump(reader, far_writer))
+            both.create_task(self._pump(far_reader, writer))
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while data := await reader.read(512):
+                self._left -= len(data)
+                if self._left <= 0:
+                    self._die()
+                    return
+                writer.write(data)
+                await writer.drain()
+        except OSError:
+            return  # it is dead already
+        writer.close()
+
+    def _die(self) -> None:
+        for writer in self._writers:
+            writer.transport.abort()
+
+
+@pytest.mark.parametrize("bytes_left", [0, 1_500, 5_000, 7_000, 9_000, 11_000])
+async def test_a_worker_may_die_at_any_step(bytes_left: int, tmp_path: Path) -> None:
+    project = _project(tmp_path)
+    line = "gcc -Wall -Iinc -MD -c src/a.c -o out.o"
+    made, stderr, _ = _locally(project, line)
+
+    async with _fleet(tmp_path, workers=2) as fleet:
+        mortal = _Mortal(fleet.workers[0].address, bytes_left)
+        async with mortal.living():
+            fleet.workers[0].address = mortal.address
+            answer = await _compile(fleet, project, line)
+
+        assert (answer.files["object"], answer.stderr) == (made, stderr)
+        assert answer.worker == "wrk-1"
+        assert fleet.compiler.slots.in_use == 0
+
+
 async def test_when_the_second_worker_dies_too_it_is_told(tmp_path: Path) -> None:
     project = _project(tmp_path)
 
