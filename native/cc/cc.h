@@ -18,7 +18,7 @@
 #define CAPTURE_BYTES_MAX (1u << 20)     /* diagnostics that are kept; a result with more is not stored */
 #define DEPENDENCIES_BYTES_MAX (8u << 20)
 #define SILENCE_MS 10000                 /* a daemon that says nothing for so long is given up */
-#define START_MS 5000                    /* a daemon that is not ready by then counts as failed */
+#define START_MS 15000                   /* a daemon that is not ready by then counts as failed */
 #define RETRY_S 30                       /* how long a failed start is remembered */
 #define DEPTH_MAX 8                      /* wrappers that call wrappers */
 

@@ -11,7 +11,6 @@ Not safe for threads except :meth:`FileTable.add`; the daemon's loop owns it.
 import os
 from collections import OrderedDict
 from collections.abc import Callable
-from pathlib import Path
 from stat import S_ISREG
 from typing import Final, TypeAlias
 
@@ -49,12 +48,15 @@ def signature_of(found: os.stat_result) -> Signature:
 def read_entry(path: str, traits_of: Callable[[bytes], FileTraits], *, now_s: float) -> FileEntry | None:
     """Hash the file at ``path``; None when it is no readable regular file, or changed meanwhile. Safe in any thread."""
     try:
-        with Path(path).open("rb", buffering=0) as file:
-            before = os.fstat(file.fileno())
+        descriptor = open_unblocked(path)
+        try:
+            before = os.fstat(descriptor)
             if not S_ISREG(before.st_mode) or before.st_size > FILE_BYTES_MAX:
                 return None
-            content = file.read()
-            after = os.fstat(file.fileno())
+            content = read_whole(descriptor, before.st_size)
+            after = os.fstat(descriptor)
+        finally:
+            os.close(descriptor)
     except OSError:
         return None
     signature = signature_of(before)
@@ -64,6 +66,19 @@ def read_entry(path: str, traits_of: Callable[[bytes], FileTraits], *, now_s: fl
     trusted = changed_ns / 1e9 < now_s - TICK_S
     digest = blake3.blake3(content).hexdigest()
     return FileEntry(path, signature if trusted else None, changed_ns, digest, traits_of(content))
+
+
+def open_unblocked(path: str) -> int:
+    """Open for reading; a name may lead to a pipe, and opening one would wait for a writer. Raises OSError."""
+    return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def read_whole(descriptor: int, size: int) -> bytes:
+    """At most ``size`` bytes. Raises OSError."""
+    data = os.read(descriptor, size)
+    while len(data) < size and (more := os.read(descriptor, size - len(data))):
+        data += more
+    return data
 
 
 class FileTable:

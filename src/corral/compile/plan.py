@@ -6,10 +6,11 @@ meanwhile (compiler, response files, headers) is checked at every use.
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from stat import S_ISREG
 from typing import Final
 
 from corral.compile import cacheability, closure, grammars, key
-from corral.compile.files import FileTable, Signature, signature_of
+from corral.compile.files import FileTable, Signature, open_unblocked, read_whole, signature_of
 from corral.compile.frames import Ask, words
 from corral.compile.identity import Question, question
 from corral.compile.model import (
@@ -230,13 +231,16 @@ class Plan:
     def _response(self, path: str) -> bytes | None:
         place = self.here(path)
         try:
-            with open(place, "rb") as file:
-                found = os.fstat(file.fileno())
-                content = file.read(RESPONSE_BYTES_MAX + 1)
+            descriptor = open_unblocked(place)
+            try:
+                found = os.fstat(descriptor)
+                content = read_whole(descriptor, RESPONSE_BYTES_MAX + 1) if S_ISREG(found.st_mode) else None
+            finally:
+                os.close(descriptor)
         except OSError:
             return None
         self.responses.append((place, signature_of(found)))
-        return content if len(content) <= RESPONSE_BYTES_MAX else None
+        return content if content is not None and len(content) <= RESPONSE_BYTES_MAX else None
 
 
 def moment_of(plan: Plan, found: list[tuple[str, FileTraits]], *, today: str) -> str | None:

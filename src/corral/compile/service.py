@@ -22,9 +22,9 @@ from corral.compile.elsewhere import Elsewhere, Found
 from corral.compile.entries import ResultEntry
 from corral.compile.files import FileTable
 from corral.compile.frames import Head, Report
-from corral.compile.identity import Identities
+from corral.compile.identity import Identities, Question
 from corral.compile.limits import CompileConfig
-from corral.compile.model import Outcome
+from corral.compile.model import CompilerIdentity, Outcome
 from corral.compile.plan import LiveSet, Plan, Roots
 from corral.compile.store import ResultStore
 from corral.compile.storing import Kept, Outputs, collect, keep, moment_now
@@ -91,6 +91,7 @@ class CompileService:
         self._table = FileTable(closure.traits, clock.now_s)
         self._identities = Identities()
         self._roots = Roots(clock.monotonic_s)
+        self._probing: dict[Question, Signal] = {}
         self._plans: OrderedDict[bytes, Plan] = OrderedDict()
         self._runs: dict[int, _Run] = {}
         self._running: dict[str, _Run] = {}
@@ -207,12 +208,27 @@ class CompileService:
 
     async def _meet(self, plan: Plan, umask: int, caller: Caller) -> None:
         """Learn who the compiler is, then go on."""
-        found = await self._in_thread(partial(self._identities.probe, plan.question))
-        self._identities.remember(plan.question, found)
-        plan.identify(found[0])
+        while (probing := self._probing.get(plan.question)) is not None:  # the others of a parallel build
+            if not await probing.wait_notified(within_s=_WAIT_EVERY_S):
+                caller.reply(frames.WAIT)
+        identity = self._identities.known(plan.question)
+        if identity is None:
+            identity = await self._while_waiting(self._probe(plan.question), caller)
+        if plan.identity is not identity:
+            plan.identify(identity)
         answer = self._decide(plan, umask, caller)
         if answer is not None:
             caller.reply(answer)
+
+    async def _probe(self, asked: Question) -> CompilerIdentity:
+        probing = self._probing[asked] = Signal()
+        try:
+            found = await self._in_thread(partial(self._identities.probe, asked))
+            self._identities.remember(asked, found)
+        finally:
+            del self._probing[asked]
+            probing.notify()
+        return found[0]
 
     # Answers
 

@@ -31,6 +31,7 @@ from corral.compile.entries import (
     encode,
     uncompressed,
 )
+from corral.compile.files import read_whole
 from corral.compile.limits import CompileConfig
 from corral.compile.model import IncludeSet, OutputFile, Result
 from corral.compile.place import clone, new_file
@@ -261,9 +262,7 @@ class ResultStore:
             found = os.fstat(descriptor)
             if at_most is not None and found.st_size > at_most:
                 return None
-            data = os.read(descriptor, found.st_size)
-            while len(data) < found.st_size and (more := os.read(descriptor, found.st_size - len(data))):
-                data += more
+            data = read_whole(descriptor, found.st_size)
             if now_s is not None and abs(now_s - found.st_mtime) > _TOUCH_EVERY_S:
                 os.utime(descriptor, (now_s, now_s))
         except OSError:

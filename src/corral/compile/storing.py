@@ -16,7 +16,7 @@ import msgspec
 
 from corral.compile import closure, key
 from corral.compile.capture import Capture, Source, again, read_graph
-from corral.compile.files import FileEntry, FileTable
+from corral.compile.files import FileEntry, FileTable, open_unblocked, read_whole
 from corral.compile.frames import Report
 from corral.compile.model import FileTraits, IncludeSet, OutputFile, Result
 from corral.compile.paths import absolute
@@ -57,11 +57,14 @@ def collect(plan: Plan, report: Report, *, object_bytes: int) -> Outputs | str:
     modes: dict[str, int] = {}
     for role, path in plan.targets.items():
         try:
-            with open(path, "rb", buffering=0) as file:
-                found = os.fstat(file.fileno())
+            descriptor = open_unblocked(path)
+            try:
+                found = os.fstat(descriptor)
                 if not S_ISREG(found.st_mode) or found.st_size > object_bytes:
                     return f"{path} is no regular file, or too large"
-                files[role] = file.read()
+                files[role] = read_whole(descriptor, found.st_size)
+            finally:
+                os.close(descriptor)
         except OSError as error:
             return f"{path}: {error.strerror}"
         modes[role] = 0o777 if found.st_mode & 0o100 else 0o666

@@ -1,0 +1,105 @@
+"""A compile daemon of its own for a test: private directory, private store, wrappers started as make would."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any, Final
+
+from corral.compile.control import tell
+from corral.compile.journal import Event, read_journal
+from corral.entry import WRAPPER
+
+_WAIT_S: Final = 20.0
+
+
+class Compiles:
+    """Runs compiles through the wrapper, and asks the daemon what became of them."""
+
+    def __init__(self, home: Path, settings: Mapping[str, str] | None = None) -> None:
+        self.home = home
+        self.store = home / "store"
+        self.private = home / "run"
+        self.environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(home),
+            "CORRAL_CC_DIR": str(self.private),
+            "CORRAL_CC_PYTHON": sys.executable,
+            "CORRAL_COMPILE__STORE": str(self.store),
+            **(settings or {}),
+        }
+
+    def run(
+        self, *words: str, cwd: Path, env: Mapping[str, str] | None = None, **options: Any
+    ) -> "subprocess.CompletedProcess[bytes]":
+        """The wrapper as ``corral-cc WORDS…``."""
+        return subprocess.run(
+            [WRAPPER, *words],
+            cwd=cwd,
+            env={**self.environment, **(env or {})},
+            capture_output=True,
+            timeout=60,
+            check=False,
+            stdin=options.pop("stdin", subprocess.DEVNULL),
+            **options,
+        )
+
+    def start(self, *words: str, cwd: Path, **options: Any) -> "subprocess.Popen[bytes]":
+        """The wrapper, not waited for."""
+        return subprocess.Popen([WRAPPER, *words], cwd=cwd, env=self.environment, **options)
+
+    def events(self) -> list[Event]:
+        """What the daemon tells of every request so far, the oldest first."""
+        tell(self.environment, "flush")
+        return list(read_journal(self.store, since_s=0))
+
+    def outcomes(self) -> list[str]:
+        """The outcomes of every request so far."""
+        return [event.outcome.value for event in self.events()]
+
+    @property
+    def daemon(self) -> int:
+        """Its pid; 0 when there is none."""
+        answer = tell(self.environment, "flush")
+        return 0 if answer is None else int(str(answer["pid"]))
+
+    def entries(self, section: str) -> Sequence[Path]:
+        """The files of the store: ``results`` or ``sets``."""
+        return sorted((self.store / "v1" / section).glob("*/*"))
+
+    def stop(self) -> None:
+        """End the daemon, if there is one."""
+        pid = self.daemon
+        if pid:
+            tell(self.environment, "stop")
+            wait_until(lambda: not Path(f"/proc/{pid}").exists())
+
+
+@contextmanager
+def compiles(settings: Mapping[str, str] | None = None) -> Iterator[Compiles]:
+    """A home below /tmp that is gone afterwards, with its daemon."""
+    home = Path(mkdtemp(prefix="corral-cc-"))
+    ours = Compiles(home, settings)
+    try:
+        yield ours
+    finally:
+        ours.stop()
+        shutil.rmtree(home)
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    """Poll until true; AssertionError when it never is."""
+    deadline_s = time.monotonic() + _WAIT_S  # noqa: TID251 (a test's own patience)
+    while not condition():
+        assert time.monotonic() < deadline_s, "it never became true"  # noqa: TID251
+        time.sleep(0.01)
+
+
+def aged(*files: Path) -> None:
+    """Make files look as if they were written a while ago: what was just written is never trusted, nor stored."""
+    wait_until(lambda: all(time.time() - file.stat().st_ctime > 0.02 for file in files))  # noqa: TID251
