@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 
-from bench import functions_switch, idle, leaks, sandboxes, tasks
+from bench import compile_fleet, functions_switch, idle, leaks, sandboxes, tasks
 from bench.machine import description
 from bench.report import Row, table
 
@@ -11,6 +11,7 @@ BENCHMARKS: dict[str, Callable[[], Sequence[Row]]] = {
     "sandboxes": sandboxes.measure,
     "tasks": tasks.measure,
     "functions_switch": functions_switch.measure,
+    "compile_fleet": compile_fleet.measure,
     "idle": idle.measure,
     "leaks": leaks.measure,
 }

@@ -154,6 +154,7 @@ async def test_an_unchanged_compile_sends_nothing_and_a_changed_header_only_itse
 
     async with _fleet(tmp_path) as fleet:
         await _compile(fleet, project, line)
+        await fleet.workers[0].servicer.wait_told()
         sent = fleet.compiler.figures.uploaded_blobs
         again = await _compile(fleet, project, line)
         assert fleet.compiler.figures.uploaded_blobs == sent == 3
@@ -173,6 +174,7 @@ async def test_a_hit_brings_everything_that_the_run_brought(tmp_path: Path) -> N
 
     async with _fleet(tmp_path, paranoid=True) as fleet:
         first = await _compile(fleet, project, line)
+        await fleet.workers[0].servicer.wait_told()
         second = await _compile(fleet, project, line)
 
         assert second.outcome is Outcome.REMOTE_HIT
@@ -187,6 +189,7 @@ async def test_two_checkouts_share_what_does_not_name_them(tmp_path: Path) -> No
 
     async with _fleet(tmp_path) as fleet:
         await _compile(fleet, one, line)
+        await fleet.workers[0].servicer.wait_told()
         assert (await _compile(fleet, other, line)).outcome is Outcome.REMOTE_HIT
         assert (await _compile(fleet, other, "gcc -g " + line[4:])).outcome is Outcome.REMOTE_RUN
 

@@ -1,7 +1,8 @@
 """The worker's own door, put together: TLS with the worker's certificate, tokens, the runner, the action cache."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,11 +22,14 @@ from corral.fleet.adapters.grpc_link import SchedulerLink
 from corral.fleet.adapters.grpc_server import serving
 from corral.fleet.tokens import SigningKey
 from corral.kernel.clock import Clock
+from corral.kernel.concurrency import finish
 from corral.kernel.ids import new_id
 from corral.wire.transport import ServerTls, WireLimits
 from corral.wire.v1 import door_pb2_grpc
 
 _MESSAGE_BYTES_MAX = 64 * 1024**2
+_TELLERS = 8
+_TOLD_WITHIN_S = 5.0
 _log = structlog.get_logger("corral.door")
 
 
@@ -76,7 +80,15 @@ async def worker_door(
     ) as port:
         address = door.address or f"{split_address(door.listen)[0]}:{port}"
         _log.info("the door is open", address=address)
-        yield OpenDoor(servicer, entrance, address)
+        async with asyncio.TaskGroup() as group:
+            telling = [group.create_task(servicer.tell_forever(), name="door:tell") for _ in range(_TELLERS)]
+            try:
+                yield OpenDoor(servicer, entrance, address)
+            finally:
+                with suppress(TimeoutError):
+                    await finish(servicer.wait_told(), within_s=_TOLD_WITHIN_S)
+                for each in telling:
+                    each.cancel()
 
 
 def _lazily(seed: Path) -> Callable[[bytes], bytes]:

@@ -25,6 +25,7 @@ from corral.doors.worker.servicer import DoorServicer, DoorServices
 from corral.fleet.adapters.grpc_server import serving
 from corral.fleet.tokens import TTL_S, RouteClaims, SigningKey
 from corral.kernel.clock import Clock, SystemClock
+from corral.kernel.concurrency import background
 from corral.kernel.digest import Digest
 from corral.kernel.errors import NoFeasibleWorker, NotFound, WorkerLost
 from corral.ledger.model import AuditRow
@@ -237,7 +238,8 @@ async def open_worker(folder: Path, worker_id: str, key: SigningKey, *, places: 
         tls=ServerTls(certificate=str(folder / CERTIFICATE), key=str(folder / KEY)),
     ) as port:
         worker.address = f"127.0.0.1:{port}"
-        yield worker
+        async with background(servicer.tell_forever(), name="tell"):
+            yield worker
 
 
 def _content(path: Path) -> bytes | None:

@@ -8,7 +8,9 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, NoReturn, Protocol
+
+import structlog
 
 from corral.actions.adapters.messages import blobs_of_result, read_result, write_result
 from corral.actions.errors import MissingBlobs
@@ -26,6 +28,8 @@ from corral.wire.v1 import door_pb2, door_pb2_grpc
 
 _PIECE: Final = 256 * 1024
 _DIGESTS_MAX: Final = 100_000
+_UNTOLD_MAX: Final = 1000
+_log = structlog.get_logger("corral.door")
 
 
 class Runner(Protocol):
@@ -69,6 +73,14 @@ class DoorServices:
     new_id: Callable[[], str]
 
 
+@dataclass(frozen=True, slots=True)
+class _Told:
+    tenant: str
+    action: Digest
+    result: StoredResult | None
+    row: AuditRow
+
+
 def signed_message(action: Digest | str, result: bytes) -> bytes:
     """What a signature is over: the action, and the result with every digest in it."""
     return f"corral result 1\n{action}\n".encode() + result
@@ -79,7 +91,26 @@ class DoorServicer(door_pb2_grpc.DoorServicer):
 
     def __init__(self, services: DoorServices) -> None:
         self._services = services
+        self._untold: asyncio.Queue[_Told] = asyncio.Queue(_UNTOLD_MAX)
         self.busy = 0
+
+    async def tell_forever(self) -> NoReturn:
+        """Leave audit rows and results at the scheduler, until cancelled; who waits for an answer need not wait for
+        that. Some of these run at a time. What the scheduler does not take is logged and lost: the next equal
+        execution runs again.
+        """
+        while True:
+            told = await self._untold.get()
+            try:
+                await self._services.results.tell(told.tenant, told.action, told.result, told.row)
+            except CorralError as error:
+                _log.warning("result-not-told", execution=told.row.task_id, error=error.message)
+            finally:
+                self._untold.task_done()
+
+    async def wait_told(self) -> None:
+        """Everything that ran has been told, or was lost. Cancellation: safe."""
+        await self._untold.join()
 
     async def Probe(self, request: door_pb2.ProbeRequest, context: Context) -> door_pb2.ExecuteResponse:
         await self._services.entrance.admit(context, tenant=request.tenant, image=request.image)
@@ -203,10 +234,7 @@ class DoorServicer(door_pb2_grpc.DoorServicer):
         cacheable = performed.succeeded and not performed.do_not_cache
         stored = StoredResult(encoded=encoded, named=performed.named, execution=execution) if cacheable else None
         row = _audit_row(execution, tenant, action, performed, created_s)
-        try:
-            await services.results.tell(tenant, action, stored, row)
-        except CorralError as error:
-            return await self._answer(tenant, action, encoded, inline_bytes, performed=performed, note=error.message)
+        await self._untold.put(_Told(tenant, action, stored, row))
         return await self._answer(tenant, action, encoded, inline_bytes, performed=performed)
 
     async def _answer(
@@ -218,7 +246,6 @@ class DoorServicer(door_pb2_grpc.DoorServicer):
         *,
         cached: bool = False,
         performed: Performed | None = None,
-        note: str = "",
     ) -> door_pb2.ExecuteResponse:
         answer = door_pb2.ExecuteResponse(
             found=True,
@@ -226,7 +253,7 @@ class DoorServicer(door_pb2_grpc.DoorServicer):
             cached=cached,
             worker=self._services.worker_id,
             signature=self._services.sign(signed_message(action, encoded)),
-            message=note or (performed.message if performed is not None else ""),
+            message=performed.message if performed is not None else "",
             duration_s=performed.usage.wall_s if performed is not None else 0.0,
         )
         left = min(inline_bytes, self._services.config.inline_bytes)
