@@ -506,7 +506,7 @@ static void run(struct call *call, uint8_t *out) {
   enum outcome outcome = call->cancelled ? OUTCOME_CANCELED : OUTCOME_WALL;
   if (!call->cancelled && call->started_ns < call->deadline_ns) {
     if (!acquire_code(call->program->code, &why)) {
-      outcome = OUTCOME_BROKEN;
+      outcome = strstr(why, "exceeds the limit") != NULL ? OUTCOME_MEMORY : OUTCOME_BROKEN;
       log_send(call, 1, (const uint8_t *)why, (uint32_t)strlen(why));
       free(why);
     } else {

@@ -6,6 +6,7 @@ that its name says. A child that is stopped leaves nothing.
 
 import asyncio
 import os
+import re
 import shutil
 import signal
 import stat
@@ -29,6 +30,7 @@ from corral.sandboxes.runtimes.child import Child
 
 _WORDS_MAX: Final = 16 * 1024
 _SUFFIX: Final = ".cwasm"
+_CODES: Final = re.compile(r"[a-z]+(-[a-z]+)*\Z")
 
 
 class CannotCompile(Exception):
@@ -217,11 +219,12 @@ class Compiler:
 
 def component_flags(spec: RevisionSpec) -> list[str]:
     """What must be the same for compiling a component and for serving it."""
-    return ["-W", "epoch-interruption=y", *(("-W", f"fuel={spec.limits.fuel}") if spec.limits.fuel else ())]
+    return ["-C", "cache=n", "-W", "epoch-interruption=y", *(("-W", f"fuel={spec.limits.fuel}") if spec.limits.fuel else ())]
 
 
 def _check_component(module: Path) -> None:
-    head = module.open("rb").read(8)
+    with module.open("rb") as file:
+        head = file.read(8)
     if head[:4] != b"\0asm":
         raise CannotCompile("not-wasm", 'this is not WebAssembly: it does not begin with "\\0asm"')
     if head[4:8] == b"\x01\0\0\0":
@@ -233,7 +236,8 @@ def _check_component(module: Path) -> None:
 def _complain(status: int | None, words: str) -> None:
     code, colon, text = words.partition(": ")
     if status == 1 and colon:
-        raise CannotCompile(code, text.strip())
+        known = _CODES.match(code) is not None
+        raise CannotCompile(code if known else "invalid-module", text.strip().replace("\n", " ")[:1000])
     if status is not None and status < 0:
         raise CannotCompile("too-large", "the compiler ran out of what it may use; the program is too large")
     raise CannotCompile("engine-lost", f"the compiler ended with status {status}: {words[-200:]}")
