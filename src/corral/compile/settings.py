@@ -77,10 +77,14 @@ def _file_section(file: Path | None) -> dict[str, Any]:
 
 
 def _value(key: str, value: Any, kind: Any) -> Any:
+    if isinstance(value, dict) and isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        below = {field.name: field.type for field in msgspec.structs.fields(kind)}
+        value = {name: _value(name, each, below[name]) if name in below else each for name, each in value.items()}
+        return msgspec.convert(value, kind)
     if key.endswith("_bytes") and not isinstance(value, bool):
         return parse_size(value, field=f"compile.{key}")
     if key.endswith("_s") and not isinstance(value, bool):
         return parse_duration_s(value, field=f"compile.{key}")
     if kind is bool and isinstance(value, str):
         value = {"true": True, "1": True, "false": False, "0": False}.get(value.lower(), value)
-    return msgspec.convert(value, kind, strict=not isinstance(value, (str, dict)))
+    return msgspec.convert(value, kind, strict=not isinstance(value, str))
