@@ -4,25 +4,29 @@ import asyncio
 import os
 import resource
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import count
 from pathlib import Path
 
 import pytest
 
 from corral.actions.adapters.messages import blobs_of_result, read_tree
+from corral.actions.adapters.overlay import OverlaidInputs
+from corral.actions.adapters.stage_helper import StageHelper
 from corral.actions.errors import MissingBlobs
 from corral.actions.fetching import Directories
 from corral.actions.input_files import InputFiles
 from corral.actions.inputs import CopiedInputs
 from corral.actions.limits import ActionWorkerConfig
 from corral.actions.model import Command, Ended, OutputStyle, OutputSymlink, Performed
+from corral.actions.ports import InputRoots
 from corral.actions.runner import ActionRunner, RunnerServices, SandboxPolicy
+from corral.actions.trees import SHARED_ENTRIES, SharedTrees
 from corral.blobs.adapters.disk import DiskBlobs
 from corral.blobs.content import read_bytes
 from corral.kernel.clock import SystemClock
 from corral.kernel.digest import Digest, HashFunction
-from corral.kernel.errors import InvalidSpec, TooLarge
+from corral.kernel.errors import InvalidSpec, SandboxFailed, TooLarge
 from corral.sandboxes.model import MIB, Size
 from corral.sandboxes.pool import Pools
 from corral.sandboxes.pool_model import PoolConfig
@@ -36,7 +40,10 @@ _numbers = count(1)
 class Worker:
     """A worker's parts for actions, without a queue."""
 
-    def __init__(self, runner: ActionRunner, blobs: DiskBlobs, files: InputFiles, spool: Path) -> None:
+    def __init__(
+        self, runner: ActionRunner, blobs: DiskBlobs, files: InputFiles, spool: Path, overlaid: OverlaidInputs | None
+    ) -> None:
+        self.overlaid = overlaid
         self.runner = runner
         self.blobs = blobs
         self.files = files
@@ -53,30 +60,42 @@ class Worker:
         return await read_bytes(self.blobs, tenant, digest, bytes_max=64 * MIB)
 
 
-@pytest.fixture
-async def worker(tmp_path: Path) -> AsyncIterator[Worker]:
+@asynccontextmanager
+async def working(folder: Path, *, runtime: str = "bubblewrap", overlay: bool = False) -> AsyncIterator[Worker]:
     async with AsyncExitStack() as stack:
         clock = SystemClock()
-        runtimes = stack.enter_context(open_runtimes(RuntimesConfig(), tmp_path / "sandboxes"))
+        runtimes = stack.enter_context(open_runtimes(RuntimesConfig(names=(runtime,)), folder / "sandboxes"))
         new_id = lambda: f"sbx_contract{os.getpid()}xact{next(_numbers)}"  # noqa: E731
         pools = await stack.enter_async_context(Pools(runtimes, PoolConfig(warm=1), clock=clock, new_id=new_id))
-        blobs = await stack.enter_async_context(DiskBlobs(tmp_path / "blobs"))
-        spool = tmp_path / "spool"
+        blobs = await stack.enter_async_context(DiskBlobs(folder / "blobs"))
+        spool = folder / "spool"
         spool.mkdir()
         config = ActionWorkerConfig(entries=2000, inline_bytes=100)
-        files = InputFiles(tmp_path / "files", blobs, total_bytes=config.cache_bytes, at_once=8)
+        files = InputFiles(folder / "files", blobs, total_bytes=config.cache_bytes, at_once=8)
         files.open_empty()
+        inputs: InputRoots = (copied := CopiedInputs(Directories(blobs, config), files))
+        overlaid: OverlaidInputs | None = None
+        if overlay:
+            trees = SharedTrees(folder / "trees", files, total_bytes=config.cache_bytes)
+            inputs = overlaid = OverlaidInputs(copied, trees, StageHelper())
+            stack.callback(overlaid.close)
         services = RunnerServices(
             blobs=blobs,
-            inputs=CopiedInputs(Directories(blobs, config), files),
+            inputs=inputs,
             sandboxes=pools,
-            policy=SandboxPolicy(runtime="bubblewrap", size=SMALL, size_max=SMALL),
+            policy=SandboxPolicy(runtime=runtime, size=SMALL, size_max=SMALL),
             clock=clock,
             spool=spool,
             worker="wrk_test",
             config=config,
         )
-        yield Worker(ActionRunner(services), blobs, files, spool)
+        yield Worker(ActionRunner(services), blobs, files, spool, overlaid)
+
+
+@pytest.fixture
+async def worker(tmp_path: Path) -> AsyncIterator[Worker]:
+    async with working(tmp_path) as opened:
+        yield opened
 
 
 async def test_an_action_reads_its_inputs_and_leaves_its_outputs(worker: Worker) -> None:
@@ -325,3 +344,106 @@ async def test_links_in_inputs_are_as_they_were_given(worker: Worker) -> None:
     )
 
     assert performed.result.stdout == b"dir/file\n/etc/absent\nthrough"
+
+
+def many(prefix: str, count: int) -> Inputs:
+    return {f"{prefix}/f{n:03}": f"{prefix} {n}".encode() for n in range(count)}
+
+
+@pytest.fixture(params=["bubblewrap", "oci"])
+async def overlay_worker(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Worker]:
+    if os.geteuid() != 0:
+        pytest.skip("only root may mount into sandboxes of this machine")
+    try:
+        async with working(tmp_path, runtime=request.param, overlay=True) as opened:
+            yield opened
+    except SandboxFailed as error:
+        pytest.skip(f"no {request.param} here: {error}")
+
+
+async def test_large_inputs_lie_below_a_writable_layer(overlay_worker: Worker) -> None:
+    inputs: Inputs = {
+        **many("small", 40),
+        **many("large/deep", SHARED_ENTRIES),
+        "tool": Program(b"#!/bin/sh\necho ran"),
+    }
+    script = "./tool; ls small large/deep | wc -l; cat small/f007 large/deep/f255; mkdir large/deep/new"
+
+    first = await overlay_worker.do(shell(script), inputs)
+    again = await overlay_worker.do(shell(script + " # again"), inputs)
+
+    for performed in (first, again):
+        assert performed.result.stdout == b"ran\n299\nsmall 7large/deep 255"
+        assert (performed.result.exit_code, performed.result.stderr) == (0, b"")
+    assert overlay_worker.overlaid is not None
+    assert overlay_worker.overlaid.overlaid == 2
+
+
+async def test_what_a_command_does_to_laid_inputs_stays_in_its_sandbox(overlay_worker: Worker) -> None:
+    inputs = {**many("dir", 20), **many("large", SHARED_ENTRIES)}
+    spoil = (
+        "set -e; echo spoiled > dir/f001; chmod 777 dir/f002; mv dir/f003 dir/moved; ln dir/f004 hard; echo x >> hard;"
+        "rm dir/f005; rm large/f000; echo spoiled >> large/f001; rm -r dir; touch -d 2001-01-01 large/f002"
+    )
+
+    first = await overlay_worker.do(shell(spoil), inputs)
+    second = await overlay_worker.do(
+        shell("cat dir/f00[1-5] large/f00[0-2]; stat -c %a dir/f002; ls dir | wc -l"), inputs
+    )
+
+    assert (first.result.exit_code, first.result.stderr) == (0, b"")
+    expected = "".join(f"dir {n}" for n in range(1, 6)) + "".join(f"large {n}" for n in range(3)) + "644\n20\n"
+    assert second.result.stdout == expected.encode()
+    assert overlay_worker.overlaid is not None
+    assert overlay_worker.overlaid.overlaid == 2
+
+
+async def test_a_sandbox_is_clean_after_laid_inputs_and_its_next_user_sees_none(overlay_worker: Worker) -> None:
+    first = await overlay_worker.do(shell("echo left > left; ls | wc -l"), many("dir", 20))
+    second = await overlay_worker.do(shell("ls -A /work /work/build; grep -c overlay /proc/self/mounts"))
+
+    assert first.sandbox == second.sandbox or not second.warm
+    assert second.result.stdout == b"/work:\nbuild\n\n/work/build:\n0\n"
+
+
+async def test_inputs_that_differ_elsewhere_share_a_large_directory(overlay_worker: Worker) -> None:
+    large = many("tools", SHARED_ENTRIES)
+
+    for n in range(3):
+        performed = await overlay_worker.do(shell("cat source tools/f000"), {**large, "source": str(n).encode()})
+        assert performed.result.stdout == f"{n}tools 0".encode()
+
+    assert overlay_worker.overlaid is not None
+    assert overlay_worker.overlaid.trees.built == 4  # one for the tools, and one for the rest of each
+
+
+async def test_no_file_of_the_store_is_linked_into_a_tree(overlay_worker: Worker, tmp_path: Path) -> None:
+    await overlay_worker.do(shell("true"), many("dir", 20))
+
+    linked = [path for path in (tmp_path / "blobs").rglob("*") if path.is_file() and path.stat().st_nlink > 1]
+
+    assert linked == []
+
+
+async def test_outputs_are_collected_from_below_the_writable_layer(overlay_worker: Worker) -> None:
+    script = "echo made > dir/made; echo changed > dir/f001; mkdir -p out/deep; cp dir/f002 out/deep/copy"
+
+    performed = await overlay_worker.do(shell(script, "dir", "out/deep/copy", "new/parent/file"), many("dir", 20))
+
+    (directory,) = performed.result.directories
+    (top,) = read_tree(await overlay_worker.content(directory.tree), HashFunction.SHA256)
+    found = {file.name: file.digest for file in top.files}
+    assert len(found) == 21
+    assert await overlay_worker.content(found["f001"]) == b"changed\n"
+    assert await overlay_worker.content(performed.result.files[0].digest) == b"dir 2"
+
+
+async def test_when_layers_cannot_be_laid_inputs_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CORRAL_STAGE", str(tmp_path / "absent"))
+    async with working(tmp_path, overlay=True) as worker:
+        for n in range(5):
+            performed = await worker.do(shell(f"cat dir/f019 # {n}"), many("dir", 20))
+            assert performed.result.stdout == b"dir 19"
+
+        assert worker.overlaid is not None
+        assert worker.overlaid.overlaid == 0

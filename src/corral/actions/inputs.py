@@ -37,7 +37,8 @@ class CopiedInputs:
         self.directories = directories
         self.files = files
 
-    async def fetch(self, tenant: str, root: Digest) -> "CopiedRoot":
+    async def fetch(self, tenant: str, root: Digest, runtime: str) -> "CopiedRoot":
+        del runtime  # every one has an agent
         known = await self.directories.tree(tenant, root)
         held = await self.files.hold(tenant, wanted_files(known))
         return CopiedRoot(self.files, tenant, known, held)
@@ -64,6 +65,10 @@ class CopiedRoot:
     async def staged(self, sandbox: Sandbox, directory: str, parents: Sequence[str]) -> AsyncIterator[None]:
         await sandbox.write_tree(directory, _entries(self.plan(), parents))
         yield
+
+    def hold_also(self, held: Sequence[str]) -> None:
+        """Files that were not held before; released with the others."""
+        self._held = [*(self._held or ()), *held]
 
     def release_nowait(self) -> None:
         held, self._held = self._held, None

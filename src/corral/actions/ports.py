@@ -123,8 +123,10 @@ class Executions(Protocol):
 class InputRoots(Protocol):
     """Puts trees of inputs before commands, and never lets a sandbox change the store."""
 
-    async def fetch(self, tenant: str, root: Digest) -> "InputRoot":
+    async def fetch(self, tenant: str, root: Digest, runtime: str) -> "InputRoot":
         """Have the whole tree on this worker: what is missing is fetched in parallel and verified.
+
+        ``runtime`` is the kind of sandbox that it will be staged in.
 
         Raises:
             MissingBlobs: with every blob that is not stored (as far as the directories that are can tell).

@@ -182,7 +182,7 @@ class _Attempt:
         services = self._services
         now = services.clock.now_s
         self._mark(input_fetch_start_s=now())
-        root = await services.inputs.fetch(self._tenant, self._action.input_root)
+        root = await services.inputs.fetch(self._tenant, self._action.input_root, key.runtime)
         try:
             asked_s = services.clock.monotonic_s()
             lease = await services.sandboxes.acquire(key, within_s=services.config.acquire_within_s)

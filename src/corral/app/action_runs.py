@@ -1,18 +1,23 @@
 """Actions on a worker: the runner with what it stands on, and the kind of run that the queue's claims become."""
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
 from corral.actions.adapters.messages import write_result
+from corral.actions.adapters.overlay import OverlaidInputs
+from corral.actions.adapters.stage_helper import StageHelper
 from corral.actions.errors import MissingBlobs
 from corral.actions.fetching import Directories
 from corral.actions.input_files import InputFiles
 from corral.actions.inputs import CopiedInputs
 from corral.actions.model import ActionReport, Performed
 from corral.actions.payload import read_payload, write_report
-from corral.actions.ports import Images
+from corral.actions.ports import Images, InputRoots
 from corral.actions.runner import ActionRunner, RunnerServices, SandboxPolicy
+from corral.actions.trees import SharedTrees
 from corral.app.config_sections import Config
 from corral.blobs.content import write_bytes
 from corral.blobs.ports import BlobStore
@@ -92,7 +97,8 @@ class ActionKind:
         )
 
 
-def make_runner(
+@contextmanager
+def open_runner(
     config: Config,
     *,
     blobs: BlobStore,
@@ -101,30 +107,41 @@ def make_runner(
     spool: Path,
     worker_id: str,
     clock: Clock,
-) -> ActionRunner:
+) -> Iterator[ActionRunner]:
     """The worker's runner; its folder is emptied of what a predecessor left."""
     settings = config.actions.worker
-    files = InputFiles(config.data / "actions", blobs, total_bytes=settings.cache_bytes, at_once=settings.fetch_at_once)
+    folder = config.data / "actions"
+    if folder.exists():
+        shutil.rmtree(folder)
+    files = InputFiles(folder / "files", blobs, total_bytes=settings.cache_bytes, at_once=settings.fetch_at_once)
     files.open_empty()
-    return ActionRunner(
-        RunnerServices(
-            blobs=blobs,
-            inputs=CopiedInputs(Directories(blobs, settings), files),
-            sandboxes=pools,
-            policy=SandboxPolicy(
-                runtime=config.runs.runtime or config.runtimes.names[0],
-                size=config.runs.size.size(),
-                size_max=config.runs.size_max.size(),
-                network=config.runs.network,
-                roots=config.runs.roots,
-            ),
-            clock=clock,
-            spool=spool,
-            worker=worker_id,
-            images=images,
-            config=settings,
+    copied = CopiedInputs(Directories(blobs, settings), files)
+    inputs: InputRoots = copied
+    with ExitStack() as stack:
+        if settings.overlay:
+            trees = SharedTrees(folder / "trees", files, total_bytes=settings.cache_bytes)
+            overlaid = OverlaidInputs(copied, trees, StageHelper())
+            stack.callback(overlaid.close)
+            inputs = overlaid
+        yield ActionRunner(
+            RunnerServices(
+                blobs=blobs,
+                inputs=inputs,
+                sandboxes=pools,
+                policy=SandboxPolicy(
+                    runtime=config.runs.runtime or config.runtimes.names[0],
+                    size=config.runs.size.size(),
+                    size_max=config.runs.size_max.size(),
+                    network=config.runs.network,
+                    roots=config.runs.roots,
+                ),
+                clock=clock,
+                spool=spool,
+                worker=worker_id,
+                images=images,
+                config=settings,
+            )
         )
-    )
 
 
 def _report(performed: Performed) -> ActionReport:

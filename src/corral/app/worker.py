@@ -21,7 +21,7 @@ import structlog
 
 from corral import __version__
 from corral.actions.payload import KEY as ACTION
-from corral.app.action_runs import ActionKind, make_runner
+from corral.app.action_runs import ActionKind, open_runner
 from corral.app.config_sections import Config
 from corral.app.datadir import kept_id, locked_directory
 from corral.app.images import make_images
@@ -137,14 +137,16 @@ async def running_worker(config: Config) -> AsyncIterator[Worker]:
         blobs = await stack.enter_async_context(
             open_store(config.blobs, data_dir=data, quota_bytes=partial(_quota_bytes, config), last=last, clock=clock)
         )
-        runner = make_runner(
-            config,
-            blobs=blobs.store,
-            pools=pools,
-            images=images,
-            spool=spool,
-            worker_id=worker_id,
-            clock=clock,
+        runner = stack.enter_context(
+            open_runner(
+                config,
+                blobs=blobs.store,
+                pools=pools,
+                images=images,
+                spool=spool,
+                worker_id=worker_id,
+                clock=clock,
+            )
         )
         if config.worker_door.listen:
             from corral.app.worker_door import worker_door  # noqa: PLC0415 - heavy, and most workers have no door
