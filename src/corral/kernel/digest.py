@@ -40,7 +40,7 @@ def new_hasher(function: HashFunction) -> Hasher:
     return hashlib.sha256()
 
 
-class Digest(msgspec.Struct, frozen=True, order=True):
+class Digest(msgspec.Struct, frozen=True, order=True, cache_hash=True):
     """The name of a content: hash function, lower-case hex hash, and size in bytes."""
 
     function: HashFunction

@@ -53,7 +53,7 @@ class DiskLayout:
 
     def blob(self, tenant: str, digest: Digest) -> str:
         """The path of a blob; tenant and digest were checked before."""
-        name = f"{digest.function.value}-{digest.hash}-{digest.size_bytes}"
+        name = f"{digest.function}-{digest.hash}-{digest.size_bytes}"
         return f"{self._blobs_text}/{tenant}/{digest.hash[:2]}/{name}"
 
     def tenants(self) -> list[str]:

@@ -10,7 +10,7 @@ from corral.blobs.ports import BlobStore
 from corral.doors.reapi.chunks import splice, split
 from corral.doors.reapi.entrance import READ_BLOBS, WRITE_BLOBS, Entrance
 from corral.doors.reapi.failures import no_blob, status_message
-from corral.doors.reapi.names import function_of, is_empty
+from corral.doors.reapi.names import digests_of, function_of, is_empty
 from corral.doors.reapi.services import Services
 from corral.doors.reapi.trees import pages
 from corral.kernel.digest import Digest
@@ -36,9 +36,12 @@ class CasServicer(reapi_grpc.ContentAddressableStorageServicer):
         tenant = self._entrance.tenant(context, request.instance_name, READ_BLOBS)
         function = function_of(request.digest_function)
         self._check_count(len(request.blob_digests), "blob_digests")
-        asked = {digest_from(one, function, "blob_digests") for one in request.blob_digests}
+        asked = digests_of(request.blob_digests, function, "blob_digests")
         missing = await self._blobs.find_missing(tenant, [digest for digest in asked if not is_empty(digest)])
-        return reapi.FindMissingBlobsResponse(missing_blob_digests=map(digest_to, missing))
+        told = {
+            digest: message for digest, message in zip(asked, request.blob_digests, strict=True) if digest in missing
+        }
+        return reapi.FindMissingBlobsResponse(missing_blob_digests=told.values())
 
     async def BatchUpdateBlobs(
         self, request: reapi.BatchUpdateBlobsRequest, context: Context
@@ -46,7 +49,7 @@ class CasServicer(reapi_grpc.ContentAddressableStorageServicer):
         tenant = self._entrance.tenant(context, request.instance_name, WRITE_BLOBS)
         function = function_of(request.digest_function)
         self._check_count(len(request.requests), "requests")
-        digests = [digest_from(one.digest, function, "requests.digest") for one in request.requests]
+        digests = digests_of([one.digest for one in request.requests], function, "requests.digest")
         self._check_batch(
             max(len(one.data), digest.size_bytes) for one, digest in zip(request.requests, digests, strict=True)
         )
@@ -77,7 +80,7 @@ class CasServicer(reapi_grpc.ContentAddressableStorageServicer):
         tenant = self._entrance.tenant(context, request.instance_name, READ_BLOBS)
         function = function_of(request.digest_function)
         self._check_count(len(request.digests), "digests")
-        digests = [digest_from(one, function, "digests") for one in request.digests]
+        digests = digests_of(request.digests, function, "digests")
         self._check_batch(digest.size_bytes for digest in digests)
         zstd = reapi.Compressor.ZSTD in request.acceptable_compressors
         at_once = asyncio.Semaphore(_AT_ONCE)
@@ -133,7 +136,7 @@ class CasServicer(reapi_grpc.ContentAddressableStorageServicer):
         function = function_of(request.digest_function)
         self._check_count(len(request.chunk_digests), "chunk_digests")
         blob = digest_from(request.blob_digest, function, "blob_digest")
-        chunks = [digest_from(one, function, "chunk_digests") for one in request.chunk_digests]
+        chunks = digests_of(request.chunk_digests, function, "chunk_digests")
         await splice(self._blobs, tenant, blob, chunks)
         return reapi.SpliceBlobResponse(blob_digest=request.blob_digest)
 

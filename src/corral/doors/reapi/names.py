@@ -5,9 +5,11 @@ we speak only BLAKE3 has to be said.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from corral.actions.adapters.messages import digest_from
 from corral.kernel.digest import Digest, HashFunction
 from corral.kernel.errors import InvalidSpec
 from corral.wire.reapi import remote_execution_pb2 as reapi
@@ -23,6 +25,8 @@ ON_WIRE: Final = {
 }
 _SEGMENTS: Final = {"blake3": HashFunction.BLAKE3, "sha256": HashFunction.SHA256}
 _HASH: Final = re.compile(r"[0-9a-f]{64}")
+_HEX: Final = re.compile(r"[0-9a-f]*")
+_HASH_LENGTH: Final = 64
 _SIZE: Final = re.compile(r"0|[1-9][0-9]{0,17}")
 _EMPTY: Final = {function: Digest.of(b"", function) for function in HashFunction}
 
@@ -51,6 +55,15 @@ def function_of(value: "reapi.DigestFunction.Value.ValueType") -> HashFunction:
         name = reapi.DigestFunction.Value.Name(value) if known else str(value)
         raise InvalidSpec(f"digest_function: {name} is not served; use SHA256 or BLAKE3", field="digest_function")
     return FUNCTIONS[value]
+
+
+def digests_of(messages: Sequence[reapi.Digest], function: HashFunction, field: str) -> list[Digest]:
+    """Many digests, in order; checked all at once, since one request may have thousands. Raises InvalidSpec."""
+    named = [(message.hash, message.size_bytes) for message in messages]
+    fine = all(len(text) == _HASH_LENGTH and size_bytes >= 0 for text, size_bytes in named)
+    if not fine or _HEX.fullmatch("".join([text for text, _size in named])) is None:
+        return [digest_from(message, function, field) for message in messages]  # which says what is wrong with which
+    return [Digest(function, text, size_bytes) for text, size_bytes in named]
 
 
 def is_empty(digest: Digest) -> bool:
