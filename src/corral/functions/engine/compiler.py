@@ -219,7 +219,8 @@ class Compiler:
 
 def component_flags(spec: RevisionSpec) -> list[str]:
     """What must be the same for compiling a component and for serving it."""
-    return ["-C", "cache=n", "-W", "epoch-interruption=y", *(("-W", f"fuel={spec.limits.fuel}") if spec.limits.fuel else ())]
+    fuel = ("-W", f"fuel={spec.limits.fuel}") if spec.limits.fuel else ()
+    return ["-C", "cache=n", "-W", "epoch-interruption=y", *fuel]
 
 
 def _check_component(module: Path) -> None:

@@ -32,6 +32,7 @@ class FrontProcess:
 
     def __init__(self, config: FrontConfig, *, on_news: Callable[[bool], None]) -> None:
         self.address = ""
+        self.pid: int | None = None
         self.demands: Sequence[Demand] = ()
         self._config, self._on_news = config, on_news
         self._table = RoutingTable()
@@ -124,11 +125,13 @@ class FrontProcess:
             theirs.close()
         try:
             reader, self._writer = await asyncio.open_connection(sock=ours, limit=LINE_MAX)
+            self.pid = child.pid
             self._tell_whole()
             while line := await reader.readline():
                 self._hear(msgspec.json.decode(line, type=FromFront))
             await child.wait_ended(within_s=_KILL_S)
         finally:
+            self.pid = None
             if self._writer is not None:
                 self._writer.close()  # it ends when its worker does not speak any more
                 self._writer = None

@@ -158,6 +158,11 @@ class WorkerFunctions:
 
     # -- Front --
 
+    @property
+    def front_pid(self) -> int | None:
+        """Of the front, while it runs."""
+        return self._front.pid
+
     def update_routes(self, update: RoutingUpdate) -> bool:
         return self._front.update(update)
 

@@ -68,7 +68,7 @@ class Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            self._fail(400, "no-upgrade", "functions do not take upgraded connections")
+            self._fail(*_REFUSED)  # after a request that is answered as if it had not asked for it
         except httptools.HttpParserError:
             self._fail(*_REFUSED)
         if self._in_head and self._head_bytes > self._config.head_bytes:
@@ -92,12 +92,14 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._headers.append((name.lower(), value))
-        if len(self._headers) > self._config.headers:
-            raise ValueError("headers")  # ends in HttpParserError
 
     def on_headers_complete(self) -> None:
         self._in_head, self._head_bytes = False, 0
         if self._closing:
+            return
+        size = len(self._url) + sum(len(name) + len(value) for name, value in self._headers)
+        if len(self._headers) > self._config.headers or size > self._config.head_bytes:
+            self._fail(*_TOO_LARGE)
             return
         exchange = self._exchange()
         if exchange is None:
