@@ -266,7 +266,7 @@ def plan_eviction(
         and not pinned & {image.digest, *image.record.references}
     ]
     free.sort(key=lambda image: (image.used_s, image.digest))
-    held = sum(image.record.size_bytes for image in images)
+    held = sum(image.held_bytes for image in images)
     plan = []
     for image in free:
         if now_s - image.used_s > config.idle_s:
@@ -275,6 +275,6 @@ def plan_eviction(
             why = "budget"
         else:
             continue
-        held -= image.record.size_bytes
+        held -= image.held_bytes
         plan.append(Eviction(digest=image.digest, why=why))
     return tuple(plan)

@@ -353,11 +353,23 @@ class ImageRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedImage:
-    """An image that is ready. ``root`` is its unpacked, read-only directory; ``used_s`` Unix time of the last use."""
+    """An image that is ready.
+
+    Attributes:
+        root: its unpacked, read-only directory.
+        used_s: Unix time of the last use.
+        disk_bytes: size of the file from which virtual machines boot it; 0 when none has been made.
+    """
 
     record: ImageRecord
     root: str
     used_s: float
+    disk_bytes: int = 0
+
+    @property
+    def held_bytes(self) -> int:
+        """What it takes of the disk."""
+        return self.record.size_bytes + self.disk_bytes
 
     @property
     def digest(self) -> str:

@@ -23,7 +23,7 @@ async def carry_out(images: Images, wanted: Wanted) -> int:
     rows = [
         (
             image.digest[:19],
-            format_size(image.record.size_bytes),
+            format_size(image.held_bytes),
             at(image.used_s),
             "pinned" if image.record.pinned else "",
             ", ".join(image.record.references),

@@ -13,6 +13,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     verb: str
     names: tuple[str, ...] = ()
     pin: bool = False
+    machines: bool = False
     json: bool = False
     quiet: bool = False
 

@@ -1,7 +1,8 @@
 """Prepared images on this machine's disk, safe for several processes.
 
 Layout, below one directory: ``sha256-<hex>/`` holds a prepared image: ``root/`` (read-only for sandboxes),
-``image.json`` (the record) and ``used`` (its time is the last use); ``tmp/<hex>.<n>/`` is half-done work;
+``image.json`` (the record), ``used`` (its time is the last use) and, once a virtual machine has booted from it,
+``root.squashfs`` (made by ``sandboxes.guest.root_image``); ``tmp/<hex>.<n>/`` is half-done work;
 ``locks/<hex>`` is held exclusively by whoever prepares or removes the image, and shared by whoever uses it. The kernel
 frees a lock with its holder, so a lock and not a note says whether half-done work has an owner.
 """
@@ -45,6 +46,13 @@ class Lock:
         if self.descriptor >= 0:
             os.close(self.descriptor)
             self.descriptor = -1
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _try(descriptor: int, kind: int) -> bool:
@@ -96,7 +104,9 @@ class ImageFolder:
         except msgspec.DecodeError:
             _log.warning("an image's record cannot be read", image=digest)
             return None
-        return PreparedImage(record=record, root=str(place / "root"), used_s=used_s)
+        return PreparedImage(
+            record=record, root=str(place / "root"), used_s=used_s, disk_bytes=_size(place / "root.squashfs")
+        )
 
     def list(self) -> list[PreparedImage]:
         """All of them, by digest."""
