@@ -187,7 +187,7 @@ def test_a_result_from_the_cache_is_what_the_compiler_would_make(compiler: str, 
 
     chosen = [each.split("|")[0] for each in _FLAGS] + [_SOURCES[0]]
 
-    for _ in range(int(os.environ.get("CORRAL_STEPS", "100"))):
+    for _ in range(int(os.environ.get("CORRAL_STEPS", "50"))):
         _step(cache, chance, roots, chosen)
 
     assert cache.hits > 5
