@@ -63,11 +63,11 @@ class HandTurnedQueue:
         self.requests: dict[str, ExecutionRequest] = {}
         self.canceled: list[str] = []
 
-    async def submit(self, request: ExecutionRequest) -> str:
+    async def submit(self, request: ExecutionRequest) -> ExecutionState:
         execution = f"exec_{next(self._numbers)}"
         self.requests[execution] = request
         self._turn(ExecutionState(execution=execution, action=request.action, stage=Stage.QUEUED))
-        return execution
+        return self.states[execution]
 
     async def find(self, tenant: str, action: Digest) -> ExecutionState | None:
         for execution, request in self.requests.items():
