@@ -6,6 +6,7 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Final, Protocol
 
+from corral.blobs.content import write_stream
 from corral.blobs.ports import BlobStore
 from corral.client.function_model import (
     ChangeAnswer,
@@ -72,7 +73,8 @@ def _at_home(fleet: Fleet) -> list[str]:
 class FunctionDesk:
     """Functions as users see them."""
 
-    def __init__(self, functions: Functions, blobs: BlobStore) -> None:
+    def __init__(self, functions: Functions, blobs: BlobStore, spool: Path) -> None:
+        self._spool = spool
         self._functions = functions
         self._blobs = blobs
 
@@ -226,16 +228,26 @@ class FunctionDesk:
             instances=tuple(_instance_view(worker, report) for worker, report in status.instances),
         )
 
+    async def fetch(self, caller: Caller, url: str) -> Digest:
+        """Bring a program into the store whose digest nobody knows. Only from where the operator allows."""
+        self._check_url(url)
+        limit = self._functions.config.module_bytes
+        async with aclosing(_download(url, limit)) as pieces:
+            return await write_stream(self._blobs, caller.tenant, pieces, spool_dir=self._spool, bytes_max=limit)
+
+    def _check_url(self, url: str) -> None:
+        if not any(url.startswith(prefix) for prefix in self._functions.config.module_urls):
+            raise Refused(
+                "programs are not fetched from this URL", cure="the operator allows it in functions.module_urls"
+            )
+
     async def _fetch(self, tenant: str, request: DeployRequest) -> None:
         """Bring a program into the store. Only from where the operator allows, and only if its digest is as named."""
         digest = Digest.parse(request.module)
         limit = self._functions.config.module_bytes
         if not await self._blobs.find_missing(tenant, [digest]):
             return
-        if not any(request.url.startswith(prefix) for prefix in self._functions.config.module_urls):
-            raise Refused(
-                "programs are not fetched from this URL", cure="the operator allows it in functions.module_urls"
-            )
+        self._check_url(request.url)
         if digest.size_bytes > limit:
             raise InvalidSpec(f"the program has {digest.size_bytes} bytes; the limit is {limit}", field="module")
         async with aclosing(_download(request.url, digest.size_bytes)) as pieces:

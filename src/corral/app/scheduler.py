@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import structlog
+from litestar.types import ControllerRouterHandler
 
 from corral.actions.adapters.grpc_results import ResultsServicer
 from corral.app.action_desk import ActionDesk
@@ -42,6 +43,7 @@ from corral.doors.reapi.config import DEFAULT_ADDRESS, OFF
 from corral.doors.reapi.services import Services as ReapiServices
 from corral.doors.rest.app import build_rest
 from corral.doors.rest.services import OpenStreams, RestLimits, Services
+from corral.doors.task_view.door import task_view_router
 from corral.fleet.adapters.blobs import BlobsServicer
 from corral.fleet.adapters.grpc_server import FleetServicer
 from corral.fleet.adapters.grpc_server import serving as serving_grpc
@@ -185,7 +187,7 @@ async def running_scheduler(config: Config) -> AsyncIterator[Addresses]:
             logs=log_desk,
             blobs=blobs.store,
             fleet=fleet_desk,
-            functions=FunctionDesk(functions, blobs.store),
+            functions=FunctionDesk(functions, blobs.store, config.data),
             ledger=LedgerDesk(ledger),
             clock=clock,
             metrics=partial(_metrics, views, fleet, logs, functions),
@@ -200,7 +202,7 @@ async def running_scheduler(config: Config) -> AsyncIterator[Addresses]:
             streams=streams,
             routes=Router(fleet, clock, new_id=lambda: new_id("rte", now_s=clock.now_s())),
         )
-        beside = []
+        beside: list[ControllerRouterHandler] = [task_view_router()] if config.functions.task_view else []
         if config.http_cache.enabled:
             caches = make_http_cache(database, blobs.store, clock, config.http_cache, config.data)
             loops.start(caches.keep_clean(), name="http-cache:clean")

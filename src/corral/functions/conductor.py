@@ -67,6 +67,7 @@ class _Member:
 class _Placement:
     order: InstanceOrder
     worker: str
+    ordered_s: float
     report: InstanceReport | None = None
 
     @property
@@ -229,7 +230,9 @@ class Conductor:
                 if health.broken or health.blamed > blamed_before:
                     return health.broken or health.last_failure
                 if not self._registry.active(key) or left_s <= 0:
-                    return self._unmet.get(key, "") or "no instance became ready in time"
+                    why = self._unmet.get(key, "") or "no instance became ready in time"
+                    _log.warning("revision-not-warm", function=str(key.function), revision=key.revision, why=why)
+                    return why
                 await self.changed.wait_notified(within_s=left_s)
         finally:
             self._warming[key] -= 1
@@ -307,6 +310,7 @@ class Conductor:
         """One comparison of what is with what should be; which revisions are found bad."""
         now_s = self._clock.monotonic_s()
         self._drop_lost(now_s)
+        self._drop_late(now_s)
         wants, breaks = self._wants(now_s)
         plan = placing.plan(
             self._seats(), [self._as_placed(*each) for each in self._placed.items()], wants, now_s=now_s
@@ -363,7 +367,7 @@ class Conductor:
             self._remove(instance_id)
         for place in plan.place:
             order = InstanceOrder(id=self._new_instance_id(), key=place.key, spec=self._registry.spec(place.key))
-            self._placed[order.id] = _Placement(order, place.worker)
+            self._placed[order.id] = _Placement(order, place.worker, self._clock.monotonic_s())
         self._unmet = {each.key: each.why for each in plan.unmet}
         if plan.unmet:
             self.changed.notify()
@@ -385,6 +389,14 @@ class Conductor:
         for key, (worker, _, answer) in list(self._preparing.items()):
             if worker in lost and not answer.done():
                 answer.set_result(Prepared(key=key, code="worker-lost", text=f"{worker} was lost"))
+
+    def _drop_late(self, now_s: float) -> None:
+        """A start that takes too long has failed, whatever its worker will say of it."""
+        for instance_id, placement in list(self._placed.items()):
+            if placement.phase is InstancePhase.STARTING and now_s > placement.ordered_s + self._config.start_s:
+                text = f"it was not ready within {self._config.start_s:g} s"
+                self._start_failed(placement.worker, instance_id, placement.order.key, blame=False, text=text)
+                self._remove(instance_id)
 
     def _seats(self) -> Sequence[Seat]:
         return [
@@ -475,7 +487,7 @@ class Conductor:
         if placement is None:
             if report.phase in _LIVE and self._registry.active(report.key):
                 order = InstanceOrder(id=report.id, key=report.key, spec=self._registry.spec(report.key))
-                self._placed[report.id] = _Placement(order, worker, report)
+                self._placed[report.id] = _Placement(order, worker, self._clock.monotonic_s(), report)
                 self._dirty.add(report.key.function)
             return
         before, placement.report = placement.phase, report
@@ -494,13 +506,14 @@ class Conductor:
             self._healths[report.key] = scaling.became_ready(health)
             self._avoid.pop(report.key, None)
         elif report.phase is InstancePhase.FAILED:
-            now_s = self._clock.monotonic_s()
             text = report.text or report.reason
-            self._healths[report.key] = scaling.start_failed(
-                health, blame=report.blame, text=text, now_s=now_s, config=self._config
-            )
-            self._avoid[report.key] = self._avoid.get(report.key, frozenset()) | {worker}
-            _log.warning("instance-failed", instance=report.id, worker=worker, reason=report.reason, text=text)
+            self._start_failed(worker, report.id, report.key, blame=report.blame, text=text)
+
+    def _start_failed(self, worker: str, instance_id: str, key: RevisionKey, *, blame: bool, text: str) -> None:
+        health, now_s = self._healths.get(key, Health()), self._clock.monotonic_s()
+        self._healths[key] = scaling.start_failed(health, blame=blame, text=text, now_s=now_s, config=self._config)
+        self._avoid[key] = self._avoid.get(key, frozenset()) | {worker}
+        _log.warning("instance-failed", instance=instance_id, worker=worker, blame=blame, text=text)
 
     def _heard_prepared(self, worker: str, prepared: Prepared) -> None:
         chosen, _, answer = self._preparing.get(prepared.key, ("", None, None))

@@ -13,6 +13,7 @@ class FunctionsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         module_bytes: of a program.
         prepare_s: how long a deployment waits for a worker to check and compile the program.
         warm_s: how long a switch or split waits for a first instance of a revision that gets requests.
+        start_s: an instance that is not ready so long after it was ordered has failed.
         routed_s: how long a change waits, after it is stored, until all fronts route by it.
         reconnect_grace_s: how long after the loss of a worker's stream its instances count as living.
         settle_s: how long a scheduler that starts waits for the workers it knows before it decides anything.
@@ -27,6 +28,7 @@ class FunctionsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         log_bytes: kept of the output of one function.
         log_waiting_bytes: of all functions, on the way to the disk; more is dropped and counted.
         module_urls: prefixes of the URLs that programs may be fetched from; none by default.
+        task_view: serve the older interface for functions, /tasks, /functions and /revisions, too.
         domains: tenant to the domain below which its functions have host names.
         compare_s: how often changes by other schedulers are looked for.
     """
@@ -37,6 +39,7 @@ class FunctionsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     module_bytes: int = 64 * 1024**2
     prepare_s: float = 60.0
     warm_s: float = 5.0
+    start_s: float = 20.0
     routed_s: float = 1.0
     reconnect_grace_s: float = 1.0
     settle_s: float = 2.0
@@ -53,5 +56,6 @@ class FunctionsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     log_bytes: int = 4 * 1024**2
     log_waiting_bytes: int = 4 * 1024**2
     module_urls: tuple[str, ...] = ()
+    task_view: bool = True
     domains: dict[str, str] = {}
     compare_s: float = 1.0

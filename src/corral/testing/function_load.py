@@ -20,16 +20,22 @@ from corral.kernel.digest import Digest
 Split = frozenset[str]
 
 
-def printing(answer: str) -> bytes:
-    """A WASI command of some 200 bytes that answers every request with ``answer``; made by hand, byte by byte."""
+def printing(answer: str, complaint: str = "") -> bytes:
+    """A WASI command of some 200 bytes that answers every request with ``answer``; made by hand, byte by byte.
+
+    ``complaint`` goes to stderr first.
+    """
     text = f"Content-Type: text/plain\n\n{answer}".encode()
     name = b"\x16wasi_snapshot_preview1"
     types = b"\x02\x60\x04\x7f\x7f\x7f\x7f\x01\x7f\x60\0\0"  # (i32 i32 i32 i32) -> i32, () -> ()
     imports = b"\x01" + name + b"\x08fd_write\0\0"
     exports = b"\x02\x06memory\x02\0\x06_start\0\x01"
-    body = b"\0\x41\x01\x41\0\x41\x01\x41\x08\x10\0\x1a\x0b"  # fd_write(1, 0, 1, 8), drop
-    place = (16).to_bytes(4, "little") + len(text).to_bytes(4, "little")
-    data = b"\x02\0\x41\0\x0b\x08" + place + b"\0\x41\x10\x0b" + _number(len(text)) + text
+    to_stderr = b"\x41\x02\x41\x10\x41\x01\x41\x08\x10\0\x1a" if complaint else b""  # fd_write(2, 16, 1, 8), drop
+    body = b"\0" + to_stderr + b"\x41\x01\x41\0\x41\x01\x41\x08\x10\0\x1a\x0b"  # fd_write(1, 0, 1, 8), drop
+    both = text + complaint.encode()
+    numbers = (32, len(text), 0, 0, 32 + len(text), len(both) - len(text), 0, 0)
+    memory = b"".join(number.to_bytes(4, "little") for number in numbers) + both
+    data = b"\x01\0\x41\0\x0b" + _number(len(memory)) + memory
     sections = [
         *((1, types), (2, imports), (3, b"\x01\x01"), (5, b"\x01\0\x01"), (7, exports)),
         *((10, b"\x01" + _number(len(body)) + body), (11, data)),

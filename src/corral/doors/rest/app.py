@@ -6,10 +6,10 @@ from litestar import Litestar, Router
 from litestar.config.app import AppConfig
 from litestar.di import Provide
 from litestar.exceptions import HTTPException
-from litestar.handlers import ASGIRouteHandler
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme, Tag
+from litestar.types import ControllerRouterHandler
 
 from corral import __version__
 from corral.doors.rest.actions import ActionDoor
@@ -37,7 +37,7 @@ unless the scheduler listens on loopback without tenants. Times are Unix seconds
 """
 
 
-def build_rest(services: Services, *, beside: Sequence[ASGIRouteHandler] = ()) -> Litestar:
+def build_rest(services: Services, *, beside: Sequence[ControllerRouterHandler] = ()) -> Litestar:
     """The ASGI application over ``services``. Starts nothing and owns nothing.
 
     ``beside`` are other applications on the same port; their errors are answered as this door's.

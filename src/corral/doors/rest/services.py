@@ -161,6 +161,10 @@ class FunctionDesk(Protocol):
         self, tenant: str, name: str, *, after: int, limit: int, revision: str, request_id: str
     ) -> Sequence[LogLine]: ...
 
+    async def fetch(self, caller: Caller, url: str) -> Digest:
+        """Bring a program into the store. Raises Refused for a URL that the operator does not allow."""
+        ...
+
     def follow(
         self, tenant: str, name: str, *, after: int, revision: str, request_id: str
     ) -> AsyncIterator[Sequence[LogLine]]: ...
