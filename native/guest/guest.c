@@ -71,6 +71,7 @@ static bool hear(int stream, struct go *go) {
 static int greeted_stream(const struct options *o, struct go *go) {
     for (;;) {
         int stream = open_stream(o);
+        open_console();
         if (write(stream, HELLO, strlen(HELLO)) == (ssize_t)strlen(HELLO) && hear(stream, go))
             return stream;
         close(stream);

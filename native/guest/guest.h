@@ -41,6 +41,7 @@ void nap_ms(unsigned);
 void load_modules(const struct options *);
 /* root.c */
 void mount_system(void);
+void open_console(void);
 void mount_root(const struct options *);
 void enter_root(void); /* as process 1 of a PID namespace */
 /* stream.c */

@@ -27,6 +27,11 @@ void mount_system(void) {
     mount_at("proc", "/proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
     mount_at("sysfs", "/sys", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
     mount_at("devtmpfs", "/dev", MS_NOSUID | MS_NOEXEC, NULL);
+    open_console();
+}
+
+/* Once more when the stream is there: the driver that brings it may also bring the console. */
+void open_console(void) {
     int console = open("/dev/console", O_RDWR);
     if (console < 0)
         console = open("/dev/null", O_RDWR);

@@ -109,8 +109,8 @@ def kernel_words(shape: MachineShape) -> str:
     if not shape.loud:
         words.append("8250.nr_uarts=0")
     if shape.accelerator is Accelerator.TCG:
-        # no attacker measures time in here better than by asking the host, and the counter cannot be calibrated
-        words.append(f"mitigations=off tsc_early_khz={shape.counter_khz} lpj=4000000 no_timer_check")
+        # the emulator speculates nothing; and no clock in here could judge the host's counter
+        words.append(f"mitigations=off tsc_early_khz={shape.counter_khz} tsc=reliable lpj=4000000 no_timer_check")
     return " ".join(words)
 
 
