@@ -2,13 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 from corral.actions.adapters.messages import write_action, write_command
 from corral.actions.building import TreeBuilder
 from corral.actions.model import Action, Command
 from corral.blobs.content import pieces_of
+from corral.blobs.parallel import run_all
 from corral.blobs.ports import BlobWriter
 from corral.kernel.digest import Digest, HashFunction
+
+_AT_ONCE: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +44,9 @@ class BuiltAction:
 
     async def store(self, blobs: BlobWriter, tenant: str) -> Digest:
         """Store all of it; its digest."""
-        for digest, data in self.blobs.items():
-            await blobs.write(tenant, digest, pieces_of(data))
+        await run_all(
+            (blobs.write(tenant, digest, pieces_of(data)) for digest, data in self.blobs.items()), at_once=_AT_ONCE
+        )
         return self.digest
 
     def without(self, *digests: Digest) -> "BuiltAction":
