@@ -419,7 +419,7 @@ static uint16_t fd_readdir(struct guest *guest) {
   if (of == NULL) return E_BADF;
   if (!is_directory(of)) return E_NOTDIR;
   if (to == NULL) return E_FAULT;
-  int directory = openat(of->fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  int directory = open_beneath(of->fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
   if (directory < 0) return errno_to_wasi(errno);
   uint16_t error = E_OK;
   if (lseek(directory, (off_t)arg64(guest, 3), SEEK_SET) < 0) error = E_INVAL;

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from corral.blobs.adapters.memory import MemoryBlobs
 from corral.blobs.content import write_bytes
+from corral.blobs.local_trees import upload_directory
 from corral.functions.engine.config import EngineConfig
 from corral.functions.engine.host import WorkerFunctions
 from corral.functions.front.limits import FrontConfig
@@ -93,6 +94,10 @@ class FunctionRig:
         return RevisionSpec(
             module=str(digest), kind=kind, limits=limits or Limits(), env=dict(env or {}), preopens=preopens
         )
+
+    async def store_tree(self, directory: Path, *, tenant: str = "default") -> str:
+        """Put a directory into the store; gives its digest."""
+        return str(await upload_directory(self.blobs, tenant, directory))
 
     async def prepare(self, spec: RevisionSpec, *, tenant: str = "default") -> Prepared:
         """Check and compile."""
