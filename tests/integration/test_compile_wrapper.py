@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from corral.entry import WRAPPER
-from corral.testing.compiles import Compiles, aged, compiles, wait_until
+from corral.testing.compiles import Compiles, aged, compiles, has_ended, wait_until
 
 pytestmark = [
     pytest.mark.skipif(not WRAPPER.is_file(), reason=f"{WRAPPER} is not built: make native"),
@@ -551,7 +551,7 @@ def test_an_idle_daemon_ends_and_the_next_compile_starts_another(project: Path) 
         own.run("gcc", *COMPILE, cwd=project)
         own.events()
         first = own.daemon
-        wait_until(lambda: not Path(f"/proc/{first}").exists())
+        wait_until(lambda: has_ended(first))
         assert not list(own.private.glob("socket"))
 
         own.run("gcc", *COMPILE, cwd=project)

@@ -86,10 +86,10 @@ class Daemon:
         _tell_ready(ready)
         async with self._service.running(), asyncio.TaskGroup() as group:
             self._beside = group
-            upkeep = group.create_task(self._upkeep(), name="upkeep")
+            upkeep = group.create_task(self._upkeep(private), name="upkeep")
             await server.serve(listening, self._stopping)
             for name in (SOCKET, TOKEN):
-                with contextlib.suppress(FileNotFoundError):
+                with contextlib.suppress(OSError):
                     os.unlink(name, dir_fd=private)
             upkeep.cancel()
             if self._fleet is not None:
@@ -111,7 +111,8 @@ class Daemon:
             return
         self._beside.create_task(work)
 
-    async def _upkeep(self) -> None:
+    async def _upkeep(self, private: int) -> None:
+        ours = os.stat(SOCKET, dir_fd=private).st_ino
         await asyncio.to_thread(self._store.sweep)
         await asyncio.to_thread(self._store.scan)
         while True:
@@ -121,6 +122,8 @@ class Daemon:
                 self._fleet.slots.tick()
             if _stamp(self._file) != self._file_seen:
                 self._reload()
+            if _inode(private) != ours:  # removed: nobody can reach us any more
+                self._stopping.set()
             idle_s = self._clock.monotonic_s() - self._service.used_s
             if idle_s > self.config.idle_s and not self._service.busy:
                 _log.info("idle", idle_s=round(idle_s))
@@ -171,6 +174,13 @@ def _stamp(file: Path | None) -> tuple[int, int]:
     except OSError:
         found = None
     return (0, 0) if found is None else (found.st_mtime_ns, found.st_ino)
+
+
+def _inode(private: int) -> int:
+    try:
+        return os.stat(SOCKET, dir_fd=private).st_ino
+    except OSError:
+        return 0
 
 
 def _tell_ready(ready: int) -> None:

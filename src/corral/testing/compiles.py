@@ -77,7 +77,7 @@ class Compiles:
         pid = self.daemon
         if pid:
             tell(self.environment, "stop")
-            wait_until(lambda: not Path(f"/proc/{pid}").exists())
+            wait_until(lambda: has_ended(pid))
 
 
 @contextmanager
@@ -98,6 +98,14 @@ def wait_until(condition: Callable[[], object]) -> None:
     while not condition():
         assert time.monotonic() < deadline_s, "it never became true"  # noqa: TID251
         time.sleep(0.01)
+
+
+def has_ended(pid: int) -> bool:
+    """True also for a process that init has not reaped yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
 
 
 def aged(*files: Path) -> None:
