@@ -172,7 +172,7 @@ async def test_a_command_that_is_no_agent_fails_in_its_own_words(
     ("name", "words"),
     [
         ("bubblewarp", 'did you mean "bubblewrap"'),
-        ("firecracker", "KVM"),
+        ("runhcs-wcow-hypervisor", "Windows"),
         ("really-really-dangerous", "there is no runtime"),
         ("host", "known are"),
     ],

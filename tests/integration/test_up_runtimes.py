@@ -53,7 +53,7 @@ def test_a_task_runs_behind_the_wall_that_it_asks_for(url: str, name: str) -> No
 
 
 def test_a_wall_that_no_worker_has_is_refused_with_what_is_offered(url: str) -> None:
-    done = run(url, "--runtime", "firecracker", "--", "true")
+    done = run(url, "--runtime", "runhcs-wcow-hypervisor", "--", "true")
 
     assert done.returncode == 2
-    assert 'runtime: "firecracker"' in done.stderr
+    assert 'runtime: "runhcs-wcow-hypervisor"' in done.stderr

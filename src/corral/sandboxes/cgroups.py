@@ -87,6 +87,14 @@ class Cgroup:
             forks = _field(f"{pids}/pids.events", "max")
         return Counters(out_of_memory=oom, process_limit=forks, memory_peak_bytes=peak)
 
+    def allow_memory(self, size_bytes: int) -> None:
+        """Raise the group's limit to this. Raises OSError."""
+        if (memory := self._directories.get("memory")) is None:
+            return
+        for name in ("memory.memsw.limit_in_bytes", "memory.limit_in_bytes", "memory.max"):  # v1: the sum goes first
+            if os.path.exists(file := f"{memory}/{name}"):
+                _write(file, str(size_bytes))
+
     def kill(self) -> None:
         """Send SIGKILL to everything in the group; at once where the kernel offers it, else one by one."""
         if self._kill_file is not None:

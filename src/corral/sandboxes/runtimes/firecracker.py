@@ -20,7 +20,7 @@ import structlog
 from corral.kernel.clock import Clock, SystemClock
 from corral.kernel.concurrency import finish
 from corral.kernel.digest import Digest
-from corral.kernel.errors import CorralError, InvalidSpec, NotFound, SandboxFailed
+from corral.kernel.errors import InvalidSpec, NotFound, SandboxFailed
 from corral.kernel.units import format_duration
 from corral.sandboxes import seccomp
 from corral.sandboxes.guest.greeting import ENTROPY_BYTES, Go, send_go
@@ -36,7 +36,7 @@ from corral.sandboxes.runtimes.firecracker_machine import ROOT, Machine, root_id
 from corral.sandboxes.runtimes.firecracker_probe import find_programs, probe
 from corral.sandboxes.runtimes.home import Home
 from corral.sandboxes.runtimes.snapshots import Note, Snapshot, Snapshots
-from corral.sandboxes.runtimes.tenant_users import IDS_PER_TENANT, TENANTS_MAX, TenantUsers
+from corral.sandboxes.runtimes.tenant_users import TenantUsers
 
 _log = structlog.get_logger(__name__)
 _NAME_BYTES: Final = 63
@@ -71,8 +71,7 @@ class FirecrackerRuntime:
         self._home = home
         self._clock = clock or SystemClock()
         self._start_within_s = start_within_s
-        # other ids than those of the other runtimes: the same number must not be two tenants
-        self._users = TenantUsers(first_user + 3 * IDS_PER_TENANT * TENANTS_MAX)
+        self._users = TenantUsers(first_user)
         self._seccomp = seccomp.program()
         booted_s = probe(self._programs, self._kit, boot_args=config.boot_args, within_s=config.probe_within_s)
         self.about = (
@@ -89,7 +88,7 @@ class FirecrackerRuntime:
         )
         self._images = RootImages(home.directory / "root-images")
         self._snapshots = Snapshots(home.directory / "snapshots-firecracker", bytes_max=config.snapshot_bytes_max)
-        self._templates: dict[str, Digest] = {}
+        self._templates: dict[str, Digest | None] = {}
         self._making: dict[str, asyncio.Lock] = {}
 
     async def start(self, spec: SandboxSpec) -> Box:
@@ -246,22 +245,20 @@ class FirecrackerRuntime:
         )
 
     async def _template(self, machine: Machine, spec: SandboxSpec) -> Snapshot | None:
-        """The frozen machine of which every start is a copy; None when it cannot be made: then starts boot."""
+        """The frozen machine of which every start is a copy; None when it cannot be frozen: then every start boots."""
         key = f"{machine.made_by} {spec.root} {machine.size}"
         async with self._making.setdefault(key, asyncio.Lock()):
-            try:
-                if key in self._templates:
-                    return await asyncio.to_thread(self._snapshots.find, self._templates[key])
-            except NotFound:
-                pass  # evicted
-            try:
+            if key not in self._templates:
                 self._templates[key] = await self._made_template(machine, spec)
-                return await asyncio.to_thread(self._snapshots.find, self._templates[key])
-            except CorralError as error:
-                _log.warning("no-template", runtime=self.name, reason=str(error))
+            if (made := self._templates[key]) is None:
+                return None
+            try:
+                return await asyncio.to_thread(self._snapshots.find, made)
+            except NotFound:  # others took its place on the disk
+                del self._templates[key]
                 return None
 
-    async def _made_template(self, machine: Machine, spec: SandboxSpec) -> Digest:
+    async def _made_template(self, machine: Machine, spec: SandboxSpec) -> Digest | None:
         # a tenant of its own, who never gets a sandbox: nobody else's user may touch what all share
         own = SandboxSpec(id=f"{spec.id}_template", tenant="", root=spec.root, size=spec.size)
         box = await self._prepared(own, machine, None)
@@ -270,10 +267,13 @@ class FirecrackerRuntime:
             call = await box.wait_call(within_s=self._config.boot_within_s)
             try:
                 files = await box.freeze()
+                note = Note(made_by=machine.made_by, tenant="", root=spec.root, size=spec.size, id=own.id)
+                return await asyncio.to_thread(self._snapshots.keep, note, files)
+            except SandboxFailed as error:
+                _log.warning("no-template", runtime=self.name, reason=str(error))
+                return None
             finally:
                 call.close()
-            note = Note(made_by=machine.made_by, tenant="", root=spec.root, size=spec.size, id=own.id)
-            return await asyncio.to_thread(self._snapshots.keep, note, files)
         finally:
             await finish(box.stop(), within_s=STOP_WITHIN_S)
 

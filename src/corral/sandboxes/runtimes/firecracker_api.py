@@ -186,7 +186,8 @@ class FirecrackerApi:
         except TimeoutError:
             raise SandboxFailed(f"firecracker did not answer {method} {path} within {limit_s:g} s") from None
         except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ValueError) as error:
-            raise SandboxFailed(f"firecracker broke off {method} {path}: {error or type(error).__name__}") from error
+            reason = str(error) or type(error).__name__
+            raise SandboxFailed(f"firecracker broke off {method} {path}: {reason}") from error
         if status not in _OK:
             raise SandboxFailed(f"firecracker refused {method} {path}: {_fault(answer) or f'status {status}'}")
         return answer

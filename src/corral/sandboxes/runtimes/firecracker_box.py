@@ -10,7 +10,7 @@ from corral.kernel.errors import SandboxFailed, SandboxLost
 from corral.sandboxes.cgroups import Cgroup
 from corral.sandboxes.guest.greeting import wait_hello
 from corral.sandboxes.link import Link
-from corral.sandboxes.model import SandboxSpec
+from corral.sandboxes.model import MIB, SandboxSpec
 from corral.sandboxes.ports import LimitEvents
 from corral.sandboxes.runtimes.firecracker_api import MemoryBackend, SnapshotFiles, SnapshotSource
 from corral.sandboxes.runtimes.firecracker_jail import Jail
@@ -22,6 +22,7 @@ T = TypeVar("T")
 _END_WITHIN_S: Final = 5.0
 STOP_WITHIN_S: Final = 20.0
 _SNAPSHOT_WITHIN_S: Final = 120.0
+_FROZEN: Final = "frozen-"
 _LAST_MOMENT_S: Final = 0.5
 
 
@@ -116,11 +117,15 @@ class FirecrackerBox:
         if self._link is not None:
             self._link.close()
         monitor = self._monitor
+        # what is written may be counted as memory of the group until it is on the disk
+        machine_bytes = self.machine.memory_mib * MIB
+        self._cgroup.allow_memory(2 * machine_bytes + self.machine.overhead.memory_bytes)
         await monitor.api.pause()
-        wanted = SnapshotFiles(snapshot_path=f"/{STATE}", mem_file_path=f"/{MEMORY}")
+        # other names than those of the snapshot that it may itself have come from
+        wanted = SnapshotFiles(snapshot_path=f"/{_FROZEN}{STATE}", mem_file_path=f"/{_FROZEN}{MEMORY}")
         await monitor.api.create_snapshot(wanted, within_s=_SNAPSHOT_WITHIN_S)
         await self._end_monitor()
-        return {name: self._jail.root / name for name in (STATE, MEMORY)}
+        return {name: self._jail.root / f"{_FROZEN}{name}" for name in (STATE, MEMORY)}
 
     async def stop(self) -> None:
         """See ``ports.Box.stop``. Raises SandboxFailed when something of it stays; the rest is freed."""

@@ -61,7 +61,7 @@ def probe(programs: Programs, kit: GuestKit, *, boot_args: str, within_s: float)
     machine = {
         "boot-source": {
             "kernel_image_path": str(kit.kernel),
-            "boot_args": f"{boot_args} console=ttyS0 loglevel=4 rdinit=/none init=/none",
+            "boot_args": f"{boot_args} console=ttyS0 8250.nr_uarts=1 loglevel=4 rdinit=/none init=/none",
         },
         "machine-config": {"vcpu_count": 1, "mem_size_mib": _MEMORY_MIB},
         "drives": [],

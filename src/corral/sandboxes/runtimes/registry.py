@@ -14,6 +14,7 @@ from corral.sandboxes.cgroups import Cgroups
 from corral.sandboxes.ports import Runtime
 from corral.sandboxes.runtimes import really_really_dangerous
 from corral.sandboxes.runtimes.bubblewrap import BubblewrapRuntime, HostUser
+from corral.sandboxes.runtimes.firecracker_config import FirecrackerConfig
 from corral.sandboxes.runtimes.gvisor import GvisorConfig, GvisorRuntime
 from corral.sandboxes.runtimes.home import Home
 from corral.sandboxes.runtimes.oci import OciConfig, OciRuntime
@@ -23,7 +24,7 @@ from corral.sandboxes.runtimes.tenant_users import IDS_PER_TENANT, TENANTS_MAX
 
 _log = structlog.get_logger(__name__)
 _TENANT_UIDS_FROM: Final = 65536  # below lie people and services
-_TENANT_UIDS_TO: Final = 2**31 - 2 * IDS_PER_TENANT * TENANTS_MAX
+_TENANT_UIDS_TO: Final = 2**31 - 4 * IDS_PER_TENANT * TENANTS_MAX
 
 
 class RuntimesConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -33,10 +34,11 @@ class RuntimesConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         names: of ``KNOWN``; the first is the default.
         start_within_s: a sandbox that has not answered by then has failed.
         host_uid, host_gid: who a bubblewrap sandbox is on the host when the worker is root; never 0.
-        tenant_uid_first: from here on every tenant gets host ids of its own for its oci and gvisor sandboxes when
-            the worker is root; 400,000 ids that belong to nobody else.
+        tenant_uid_first: from here on every tenant gets host ids of its own for its sandboxes (not bubblewrap) when
+            the worker is root; 800,000 ids that belong to nobody else.
         oci: the runtime "oci".
         gvisor: the runtime "gvisor".
+        firecracker: the runtime "firecracker".
         qemu: the runtime "qemu".
         kits: directory of the guest kits of virtual machines, or of one kit; "" is ``guest`` in the data directory.
     """
@@ -48,6 +50,7 @@ class RuntimesConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     tenant_uid_first: int = 0x70000000
     oci: OciConfig = OciConfig()
     gvisor: GvisorConfig = GvisorConfig()
+    firecracker: FirecrackerConfig = FirecrackerConfig()
     qemu: QemuConfig = QemuConfig()
     kits: str = ""
 
@@ -88,12 +91,25 @@ def _gvisor(home: Home, config: RuntimesConfig) -> OpenRuntime:
     return GvisorRuntime(home, config.gvisor, first_user=first, start_within_s=config.start_within_s)
 
 
+def _firecracker(home: Home, config: RuntimesConfig) -> OpenRuntime:
+    # memory: few workers offer it, and all of them read this file
+    from corral.sandboxes.runtimes.firecracker import FirecrackerRuntime  # noqa: PLC0415
+
+    return FirecrackerRuntime(
+        home,
+        config.firecracker,
+        kits=kits_directory(home, config),
+        first_user=config.tenant_uid_first + 3 * IDS_PER_TENANT * TENANTS_MAX,
+        start_within_s=config.start_within_s,
+    )
+
+
 def _qemu(home: Home, config: RuntimesConfig) -> OpenRuntime:
     return QemuRuntime(
         home,
         config.qemu,
         kits=kits_directory(home, config),
-        first_user=config.tenant_uid_first,
+        first_user=config.tenant_uid_first + 2 * IDS_PER_TENANT * TENANTS_MAX,
         start_within_s=config.start_within_s,
     )
 
@@ -111,12 +127,12 @@ KNOWN: Final[Mapping[str, Callable[[Home, RuntimesConfig], OpenRuntime]]] = {
     "bubblewrap": _bubblewrap,
     "oci": _oci,
     "gvisor": _gvisor,
+    "firecracker": _firecracker,
     "qemu": _qemu,
     "really_really_dangerous": _really_really_dangerous,
 }
 MACHINES: Final = frozenset({"qemu", "firecracker"})  # those that boot a kernel of their own, from an image
 ABSENT: Final[Mapping[str, str]] = {
-    "firecracker": "it needs KVM, firecracker and a guest kernel, which this version does not drive",
     "runhcs-wcow-hypervisor": "it needs Windows with Hyper-V, and Corral's workers run on Linux",
 }
 

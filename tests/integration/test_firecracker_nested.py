@@ -1,0 +1,79 @@
+"""The firecracker runtime proved without special hardware: in a machine whose virtualisation is emulated."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+import corral
+from corral.kernel.errors import CorralError
+from corral.sandboxes.guest.clock_rate import counter_khz
+from corral.sandboxes.guest.kit import open_kit
+from corral.sandboxes.guest.root_image import RootImages
+from corral.testing import nested_kvm
+from corral.testing.firecracker import FirecrackerAbsent, firecracker_programs
+from corral.testing.machines import build_root, kits, why_no_machines
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
+CONTRACT = Path(__file__).parents[1] / "contract" / "test_runtime_firecracker.py"
+WITHIN_S = 330.0
+CHOSEN = "jailed or network_device or comes_back or copies_differ or monitor_is_killed or swept or own_words"
+SCRIPT = f"""
+import os, subprocess, sys
+environment = {{
+    **os.environ,
+    "PYTHONPATH": "/give/src",
+    "CORRAL_TEST_FIRECRACKER": "/give/firecracker",
+    "CORRAL_TEST_KITS": "/give/kit",
+    "CORRAL_TEST_ROOT": "/give/image/root",
+    "CORRAL_TEST_PATIENCE_S": "60",
+}}
+arguments = ["--noconftest", "-c", "/dev/null", "--rootdir=/scratch", "-p", "pytest_asyncio.plugin"]
+arguments += ["-p", "no:cacheprovider", "-o", "asyncio_mode=auto", "-o", "markers=slow"]
+arguments += ["-o", "asyncio_default_fixture_loop_scope=function", "--import-mode=importlib", "--assert=plain"]
+arguments += ["-q", "-rs", "--color=no", "--tb=short", "--durations=9", "-k", {CHOSEN!r}, "/give/{CONTRACT.name}"]
+pytest = subprocess.Popen([sys.executable, "-m", "pytest", *arguments], env=environment)
+while True:  # process 1 reaps whatever nobody else does
+    pid, status = os.wait()
+    if pid == pytest.pid:
+        break
+print("nested-end", os.waitstatus_to_exitcode(status), flush=True)
+open("/proc/sysrq-trigger", "w").write("b")
+"""
+
+
+async def test_the_driver_s_own_tests_pass_where_virtualisation_is_emulated(tmp_path: Path) -> None:
+    if why := why_no_machines():
+        pytest.skip(why)
+    try:
+        programs = firecracker_programs()
+        kit = open_kit(kits())
+    except (CorralError, FirecrackerAbsent) as error:
+        pytest.skip(str(error))
+    home = Path(corral.__file__).parent
+    parts = ("__init__.py", "kernel", "sandboxes", "testing", "_native")
+    given = {
+        **{f"src/corral/{part}": home / part for part in parts},
+        "firecracker": programs,
+        "kit": kit.directory,
+        "image": await _image(tmp_path),
+        CONTRACT.name: CONTRACT,
+    }
+
+    status, said = nested_kvm.run(tmp_path, kit, SCRIPT, given, counter_khz=counter_khz(), within_s=WITHIN_S)
+
+    assert status == 0, said
+    assert "skipped" not in said, said
+
+
+async def _image(folder: Path) -> Path:
+    """As the store of images keeps one: beside its (here empty) root, so that no second one is made."""
+    image = folder / "image"
+    image.mkdir()
+    root = build_root(image)
+    made = await RootImages(folder / "images").image(str(root))
+    shutil.rmtree(root)
+    root.mkdir()
+    shutil.copyfile(made, image / "root.squashfs")
+    (image / "image.json").write_text("{}")
+    return image
