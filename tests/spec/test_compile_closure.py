@@ -159,3 +159,24 @@ def test_names_are_relative_to_the_root_and_never_resolved() -> None:
         "sub",
     ]
     assert relative("x.h", cwd="/q", root="") == "/q/x.h"
+
+
+def test_what_the_assembler_embeds_belongs_to_the_closure_of_a_source_in_assembly() -> None:
+    source = closure.traits(b'.include "i.inc"\n.incbin "b.bin", 1\n')
+    made = closure.traits(b".macro m name\n.incbin \\name\n.endm\n")
+    invocation = _parsed("gcc -Iinc -c sub/a.s")
+    there = {"/p/inc/i.inc", "/p/b.bin", "/p/inc/b.bin"}
+    assembly = Cacheable(source="sub/a.s", language=Language.ASSEMBLER, output="a.o")
+
+    found = closure.present(
+        invocation, files=("sub/a.s",), cwd="/p", root="/p", exists=there.__contains__, found=[source]
+    )
+    missing = closure.absent(
+        invocation, files=("sub/a.s",), cwd="/p", root="/p", exists=there.__contains__, found=[source]
+    )
+
+    assert set(found) == {"inc/i.inc", "b.bin"}
+    assert "i.inc" in missing
+    assert closure.refusal(assembly, [source]) is None
+    assert closure.refusal(assembly, [made]) == Bypass(BypassReason.EMBEDDED_FILE, "sub/a.s")
+    assert closure.refusal(_CACHEABLE, [source]) == Bypass(BypassReason.EMBEDDED_FILE, "a.c")

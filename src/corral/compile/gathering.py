@@ -67,13 +67,19 @@ def _gather(
     late = _look(files, found, digests, hashes, root)
     if late is not None:
         return late
+    while more := closure.present(
+        invocation,
+        files=files,
+        cwd=cwd,
+        root=root,
+        exists=exists,
+        found=[each for _, each in found],
+        environment=compiled.environment,
+    ):
+        if (late := _look(more, found, digests, hashes, root)) is not None:
+            return late
+        files = (*files, *more)
     traits = [each for _, each in found]
-    more = closure.present(
-        invocation, files=files, cwd=cwd, root=root, exists=exists, found=traits, environment=compiled.environment
-    )
-    if more and (late := _look(more, found, digests, hashes, root)) is not None:
-        return late
-    files = (*files, *more)
     if compiled.started_ns:
         for path in files:
             if closure.written_since(*touched_ns(absolute(path, root=root)), compiled.started_ns):

@@ -244,6 +244,7 @@ class FileTraits(msgspec.Struct, frozen=True, kw_only=True):
         embeds: ``.incbin``, ``.include`` or ``#embed`` stands in it.
         has_include: ``__has_include`` stands in it: absence of a file may have mattered.
         asks_for: the names in ``__has_include``; "" among them for one that is made by a macro.
+        embedded: the names behind ``.incbin`` and ``.include``; "" among them for one that no eye can tell.
         names_itself: ``__FILE__`` or its like stands in it: the name of the file may be in the object.
     """
 
@@ -253,6 +254,7 @@ class FileTraits(msgspec.Struct, frozen=True, kw_only=True):
     embeds: bool = False
     has_include: bool = False
     asks_for: tuple[str, ...] = ()
+    embedded: tuple[str, ...] = ()
     names_itself: bool = False
 
 

@@ -150,7 +150,7 @@ def include_set(
 
     for path in paths:
         look(path)
-    for path in closure.present(
+    while more := closure.present(
         plan.invocation,
         files=paths,
         cwd=plan.cwd,
@@ -159,7 +159,9 @@ def include_set(
         found=[each for _, each in found],
         environment=plan.environment,
     ):
-        look(path)
+        for path in more:
+            look(path)
+        paths = (*paths, *more)
     traits = [each for _, each in found]
     refused = closure.refusal(plan.cacheable, traits, paths, exists=os.path.lexists, root=plan.root)
     if refused is not None:
