@@ -4,7 +4,7 @@ from sqlalchemy import ColumnElement, and_, delete, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from corral.database.engine import Database
-from corral.database.statements import insert_or_update
+from corral.database.statements import insert_new
 from corral.database.tables import cache_entries as table
 from corral.doors.http_cache.ports import Entry
 from corral.kernel.digest import Digest
@@ -26,14 +26,11 @@ class SqlEntries:
 
     async def put(self, tenant: str, name: str, entry: Entry) -> None:
         async def write(connection: AsyncConnection) -> None:
-            values = {
-                "tenant": tenant,
-                "name": name,
-                "digest": str(entry.digest),
-                "stored_s": entry.stored_s,
-                "used_s": entry.used_s,
-            }
-            await connection.execute(insert_or_update(connection, table), values)
+            values = {"digest": str(entry.digest), "stored_s": entry.stored_s, "used_s": entry.used_s}
+            replaced = await connection.execute(update(table).where(_named(tenant, name)).values(**values))
+            if not replaced.rowcount:
+                # Of two who are the first at once, either may win: both were told to replace the other.
+                await connection.execute(insert_new(connection, table), {"tenant": tenant, "name": name, **values})
 
         await self._database.write(write)
 
