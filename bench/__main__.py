@@ -3,14 +3,17 @@
 import sys
 from collections.abc import Callable, Sequence
 
-from bench import compile_fleet, functions_idle, functions_switch, idle, leaks, sandboxes, tasks
+from bench import compile_fleet, functions_idle, functions_switch, idle, images, leaks, machines, sandboxes, tasks
 from bench.machine import description
 from bench.report import Row, table
 
 BENCHMARKS: dict[str, Callable[[], Sequence[Row]]] = {
     "sandboxes": sandboxes.measure,
     "tasks": tasks.measure,
+    "images": images.measure,
+    "machines": machines.measure,
     "functions_idle": functions_idle.measure,
+    "functions": functions.measure,
     "functions_switch": functions_switch.measure,
     "compile_fleet": compile_fleet.measure,
     "idle": idle.measure,

@@ -39,6 +39,18 @@ static unsigned gate_free, queued, threads;
 static uint64_t memory_used; /* promised to the calls that run */
 static bool waiter_first;
 
+/* Short requests of quiet neighbours go first: a call that computes for long, and every call of a host that computes
+ * a lot, runs at a lower priority. */
+static _Thread_local int priority;
+static atomic_bool much_computed;
+
+static void run_at(int wanted) {
+  if (priority != wanted && setpriority(PRIO_PROCESS, 0, wanted) == 0) priority = wanted;
+}
+
+/* What the whole host used of one processor lately. */
+void used_lately(double part) { much_computed = part > 0.25; }
+
 static struct timespec when(uint64_t ns) {
   if (ns > (uint64_t)INT64_MAX) ns = (uint64_t)INT64_MAX;
   return (struct timespec){.tv_sec = (time_t)(ns / 1000000000ull), .tv_nsec = (long)(ns % 1000000000ull)};
@@ -244,10 +256,7 @@ static wasmtime_error_t *on_tick(wasmtime_context_t *context, void *data, uint64
     call->verdict = OUTCOME_CANCELED;
   if (call->verdict) return wasmtime_error_new("stopped by the host");
   if (call->log_size) log_flush(call);
-  if (!call->slowed && cpu > NICE_AFTER_NS) { /* a short request of a neighbour goes first */
-    call->slowed = true;
-    setpriority(PRIO_PROCESS, 0, NICE);
-  }
+  if (cpu > NICE_AFTER_NS) run_at(NICE);
   if (wanting) {
     gate_leave(call);
     if (!gate_enter(call)) {
@@ -498,6 +507,7 @@ static void finish(struct call *call, enum outcome outcome, uint64_t cpu_ns) {
 }
 
 static void run(struct call *call, uint8_t *out) {
+  run_at(much_computed ? NICE : 0);
   call->started_ns = now_ns();
   call->cpu_started_ns = thread_cpu_ns();
   call->out = out;
@@ -515,7 +525,6 @@ static void run(struct call *call, uint8_t *out) {
     }
   }
   finish(call, outcome, thread_cpu_ns() - call->cpu_started_ns);
-  if (call->slowed) setpriority(PRIO_PROCESS, 0, 0);
   call->out = NULL;
 }
 

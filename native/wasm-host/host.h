@@ -151,7 +151,7 @@ struct call {
 
   /* the rest belongs to the thread that runs it */
   wasmtime_memory_t memory;
-  bool has_memory, gate_held, slowed;
+  bool has_memory, gate_held;
   enum outcome verdict; /* why the host ended it; OUTCOME_OK while it did not */
   bool exited;
   uint32_t exit_code;
@@ -201,6 +201,7 @@ int open_parent(int directory, const char *path, bool follow_dots, const char **
 void start_threads(void);
 bool enqueue(struct call *call);
 void expire_queued(void);
+void used_lately(double part);
 void call_unref(struct call *call);
 wasm_trap_t *stop_guest(struct call *call, enum outcome verdict);
 bool gate_wait(struct call *call, uint64_t until_ns); /* with call->lock held: wait for `changed` without the gate */

@@ -10,6 +10,7 @@
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "host.h"
@@ -526,7 +527,7 @@ static void tell(void) {
 
 void serve(int control, int listener) {
   struct epoll_event events[64];
-  uint64_t told = now_ns();
+  uint64_t told = now_ns(), used_before = 0;
   control_fd = control;
   epoll_fd = epoll_create1(EPOLL_CLOEXEC);
   struct epoll_event from_control = {.events = EPOLLIN, .data.ptr = &control_fd};
@@ -547,6 +548,11 @@ void serve(int control, int listener) {
     }
     uint64_t now = now_ns();
     if (now - told >= TELL_EVERY_MS * 1000000ull) {
+      struct timespec cpu;
+      clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &cpu);
+      uint64_t used = (uint64_t)cpu.tv_sec * 1000000000ull + (uint64_t)cpu.tv_nsec;
+      used_lately((double)(used - used_before) / (double)(now - told));
+      used_before = used;
       told = now;
       tell();
     }
