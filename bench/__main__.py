@@ -3,7 +3,18 @@
 import sys
 from collections.abc import Callable, Sequence
 
-from bench import compile_fleet, functions_idle, functions_switch, idle, images, leaks, machines, sandboxes, tasks
+from bench import (
+    compile_fleet,
+    functions,
+    functions_idle,
+    functions_switch,
+    idle,
+    images,
+    leaks,
+    machines,
+    sandboxes,
+    tasks,
+)
 from bench.machine import description
 from bench.report import Row, table
 
