@@ -38,13 +38,15 @@ from corral.tasks.events import (
 from corral.tasks.fair_share import Demand, share
 from corral.tasks.limits import QueueLimits
 from corral.tasks.log_files import LogKey, SealedLog
-from corral.tasks.model import Phase, Returned, RunReport, Started, Task, TaskDefinition
+from corral.tasks.model import Phase, Resolved, Returned, RunReport, Started, Task, TaskDefinition
 from corral.tasks.ports import Claim, RunRef, TenantBook
 from corral.tasks.submission import PayloadCheck, RuntimeCheck, Submission, accept, checked, failed_dependency
 from corral.tasks.unit import UnitOfWork
 
 T = TypeVar("T")
 Work = Callable[[AsyncConnection, UnitOfWork], Awaitable[T]]
+KeepOutcome = Callable[[AsyncConnection, sql.Record, Resolved], Awaitable[None]]
+"""Keeps what a run of another kind than a command tells, in the transaction of its report; never raises for that."""
 Heard = Callable[[RunRef, RunReport], None]
 """Told of a report that was accepted and is durable; must not wait."""
 SecretNames = Callable[[Mapping[str, Any]], Collection[str]]
@@ -114,6 +116,7 @@ class Queue:
         check_payload: PayloadCheck = _no_mistakes,
         check_runtime: RuntimeCheck = _any_runtime,
         secret_names: SecretNames = _no_secrets,
+        keep_outcome: KeepOutcome | None = None,
         make_id: Callable[[str, float], str] = lambda prefix, now_s: new_id(prefix, now_s=now_s),
     ) -> None:
         self.limits = limits or QueueLimits()
@@ -125,6 +128,7 @@ class Queue:
         self._check_payload = check_payload
         self._check_runtime = check_runtime
         self._secret_names = secret_names
+        self._keep_outcome = keep_outcome
         self._make_id = make_id
         self._served: Mapping[str, float] = {}
         self._seen: set[str] | None = None
@@ -263,7 +267,7 @@ class Queue:
         One that is refused (Conflict, NotFound, InvalidSpec) does not hinder the others.
         """
 
-        answers = await self._write(_hearing(worker, reports)) if reports else []
+        answers = await self._write(_hearing(worker, reports, self._keep_outcome)) if reports else []
         self._tell_heard(reports, answers)
         return answers
 
@@ -273,7 +277,7 @@ class Queue:
         """``report`` and a ``claim`` that does not wait, for the price of one: a busy worker always does both."""
         if slots == 0:
             return await self.report(worker, reports), ()
-        hearing = _hearing(worker, reports)
+        hearing = _hearing(worker, reports, self._keep_outcome)
         claiming = self._claiming(worker, min(slots, self.limits.claim_runs), tuple(runtimes))
 
         async def work(
@@ -463,10 +467,17 @@ async def _submitted_before(
     return [records[task_id].task() for task_id in ids]
 
 
-def _hearing(worker: str, reports: Sequence[tuple[RunRef, RunReport]]) -> Work[list[CorralError | None]]:
+def _hearing(
+    worker: str, reports: Sequence[tuple[RunRef, RunReport]], keep_outcome: KeepOutcome | None
+) -> Work[list[CorralError | None]]:
     async def work(connection: AsyncConnection, unit: UnitOfWork) -> list[CorralError | None]:
         records = await sql.load(connection, {ref.task_id for ref, _ in reports}, locked=True)
-        return [_heard(unit, records.get(ref.task_id), worker, ref, report) for ref, report in reports]
+        answers = [_heard(unit, records.get(ref.task_id), worker, ref, report) for ref, report in reports]
+        if keep_outcome is not None:
+            for (ref, report), refused in zip(reports, answers, strict=True):
+                if refused is None and isinstance(report, Resolved) and report.outcome:
+                    await keep_outcome(connection, records[ref.task_id], report)
+        return answers
 
     return work
 
