@@ -17,7 +17,7 @@ from litestar.types import ControllerRouterHandler
 
 from corral.actions.adapters.grpc_results import ResultsServicer
 from corral.app.action_desk import ActionDesk
-from corral.app.actions import check_payload, keep_results_clean, make_actions
+from corral.app.actions import check_payload, keep_result, keep_results_clean, make_actions
 from corral.app.address import split_address
 from corral.app.config_sections import Config
 from corral.app.datadir import kept_id, locked_directory
@@ -118,6 +118,7 @@ async def running_scheduler(config: Config) -> AsyncIterator[Addresses]:
             book,
             config.queue,
             check_payload=check_payload,
+            keep_outcome=partial(keep_result, clock),
             check_runtime=lambda name: name_mistake(name, offered=_offered(fleet)),
             secret_names=secret_names,
         )
