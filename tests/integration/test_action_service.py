@@ -10,6 +10,7 @@ from corral.actions.adapters.messages import read_result, write_result
 from corral.actions.errors import MissingBlobs
 from corral.actions.limits import ActionLimits
 from corral.actions.model import ActionReport, ActionResult, Ended, ExecutionOutcome, ExecutionUpdate, OutputFile, Stage
+from corral.actions.payload import write_report
 from corral.blobs.adapters.memory import MemoryBlobs
 from corral.blobs.content import write_bytes
 from corral.blobs.parallel import run_all
@@ -31,6 +32,12 @@ def blobs() -> MemoryBlobs:
 
 def counted(inner: Callable[[Claim, Digest], Awaitable[ActionReport]] = succeed) -> PretendedWorker:
     return PretendedWorker(perform=inner)
+
+
+async def queue_only(scheduler: Scheduler, digest: Digest, **more: int) -> str:
+    """Queue an action and go away; its execution."""
+    async with aclosing(scheduler.service.execute("ann", digest, **more)) as updates:  # type: ignore[arg-type]
+        return (await anext(updates)).execution
 
 
 async def eventually(met: Callable[[], bool]) -> None:
@@ -240,16 +247,29 @@ async def test_an_execution_survives_its_scheduler(database: Database, blobs: Me
     assert worker.performed == {"ann": 1}
 
 
-async def test_a_result_that_no_scheduler_heard_of_is_found_with_its_execution(
+async def test_a_result_is_kept_with_the_end_of_its_execution(database: Database, blobs: MemoryBlobs) -> None:
+    digest = await build_action(shell("true")).store(blobs, "ann")
+    scheduler, worker = Scheduler.on(database, blobs), counted()
+
+    async with asyncio.timeout(WITHIN_S):
+        await queue_only(scheduler, digest)  # its client is gone
+        await worker.perform_one(scheduler.queue)
+
+    assert await scheduler.service.cache.get("ann", digest) is not None
+
+
+async def test_a_long_result_that_no_scheduler_heard_of_is_found_with_its_execution(
     database: Database, blobs: MemoryBlobs
 ) -> None:
+    async def tell_elsewhere(claim: Claim, digest: Digest) -> ActionReport:
+        whole = write_report(await succeed(claim, digest))
+        return ActionReport(elsewhere=str(await write_bytes(blobs, claim.tenant, whole.encode())))
+
     digest = await build_action(shell("true")).store(blobs, "ann")
-    first, worker = Scheduler.on(database, blobs), counted()
+    first, worker = Scheduler.on(database, blobs), counted(tell_elsewhere)
     async with asyncio.timeout(WITHIN_S):
-        async with aclosing(first.service.execute("ann", digest)) as updates:
-            await anext(updates)
-        (claim,) = await first.queue.claim(worker.name, 1, wait_s=5, runtimes=("bubblewrap",))
-        await worker._attempt(first.queue, claim, asyncio.Semaphore(0))
+        await queue_only(first, digest)
+        await worker.perform_one(first.queue)
         assert await first.service.cache.get("ann", digest) is None  # its scheduler was killed before
 
         found = await Scheduler.on(database, blobs).execute("ann", digest)
@@ -321,7 +341,7 @@ async def test_an_execution_can_be_canceled_and_others_cannot_see_it(database: D
 
 async def test_two_thousand_long_actions_do_not_hold_up_another_tenant(sqlite_url: str, blobs: MemoryBlobs) -> None:
     async def long(claim: Claim, digest: Digest) -> ActionReport:
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.05)
         return await succeed(claim, digest)
 
     async def wall_s(scheduler: Scheduler, digests: list[Digest]) -> float:
@@ -342,8 +362,7 @@ async def test_two_thousand_long_actions_do_not_hold_up_another_tenant(sqlite_ur
             alone_s = await wall_s(scheduler, await stored("bob", "alone", 20))
 
         async def queue(digest: Digest) -> None:
-            async with aclosing(scheduler.service.execute("ann", digest, priority=-10)) as updates:
-                await anext(updates)
+            await queue_only(scheduler, digest, priority=-10)
 
         await run_all((queue(digest) for digest in await stored("ann", "greedy", 2000)), at_once=250)
         whole = PretendedWorker(slots=8, perform=long)

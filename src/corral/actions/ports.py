@@ -77,6 +77,7 @@ class ExecutionState:
         outcome: how it ended; None while it has not.
         named: every blob that the outcome's result names.
         cacheable: it succeeded, and its action does not forbid to keep the result.
+        kept: the result was put into the action cache together with the execution's end.
         news: how much the queue had told of executions when this was read; for ``Executions.wait_changed``.
     """
 
@@ -87,6 +88,7 @@ class ExecutionState:
     outcome: ExecutionOutcome | None = None
     named: tuple[Digest, ...] = ()
     cacheable: bool = False
+    kept: bool = False
     news: int = 0
 
 

@@ -182,7 +182,8 @@ class ActionService:
                     yield _update(state)
                 changed = await self._executions.wait_changed(tenant, state, within_s=self._limits.poll_s)
                 state = changed or await self._executions.state(tenant, state.execution)
-            await self._keep(tenant, state)  # before anybody hears of it
+            if not state.kept:
+                await self._keep(tenant, state)  # before anybody hears of it
             yield _update(state)
         finally:
             self._followers[key] -= 1

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -13,10 +13,10 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from corral.actions.adapters.memory_cache import RememberedResults
-from corral.actions.adapters.sql_cache import SqlActionCache
+from corral.actions.adapters.sql_cache import SqlActionCache, store
 from corral.actions.errors import MissingBlobs
 from corral.actions.limits import ActionLimits
-from corral.actions.model import ActionReport, Ended, ExecutionOutcome, Stage
+from corral.actions.model import ActionReport, Ended, ExecutionOutcome, Stage, StoredResult
 from corral.actions.payload import (
     KEY,
     ActionPayload,
@@ -45,7 +45,7 @@ from corral.kernel.errors import (
     NotFound,
     QuotaExceeded,
 )
-from corral.tasks.adapters.sql import TaskFilter
+from corral.tasks.adapters.sql import Record, TaskFilter
 from corral.tasks.model import Phase, Priority, Reason, Resolved, RunReport, Started, Task, TaskDefinition
 from corral.tasks.payload import validate_payload
 from corral.tasks.queue import Queue
@@ -70,6 +70,33 @@ def check_payload(payload: Mapping[str, Any]) -> Sequence[str]:
     return payload_mistakes(payload) if KEY in payload else validate_payload(payload)
 
 
+async def keep_result(clock: Clock, connection: AsyncConnection, record: Record, report: Resolved) -> None:
+    """Put what an action left into the cache, in the transaction in which its execution ends.
+
+    Nothing is checked but what the worker says: it has stored everything that it names, and a hit looks again.
+    """
+    if KEY not in record.definition.payload or report.phase is not Phase.COMPLETED:
+        return
+    try:
+        told, payload = read_report(report.outcome), read_payload(record.definition.payload)
+    except InvalidSpec as error:
+        _log.warning("an action's report cannot be read", task=record.id, reason=str(error))
+        return
+    if _is_kept(told):
+        now_s = clock.now_s()
+        result = StoredResult(
+            encoded=told.result,
+            named=tuple(Digest.parse(name) for name in told.named),
+            stored_s=now_s,
+            execution=record.id,
+        )
+        await store(connection, record.tenant, Digest.parse(payload.digest), result, now_s=now_s)
+
+
+def _is_kept(report: ActionReport) -> bool:
+    return report.ended is Ended.EXITED and not report.do_not_cache and not report.elsewhere
+
+
 class QueuedExecutions:
     """``actions.ports.Executions`` over the queue of tasks: an execution is a task whose payload is an action."""
 
@@ -81,8 +108,12 @@ class QueuedExecutions:
         blobs: BlobStore,
         clock: Clock,
         limits: ActionLimits,
+        *,
+        on_kept: Callable[[str, Digest], None],
     ) -> None:
+        """``on_kept`` is told when an action's result may be another one now."""
         self._queue = queue
+        self._on_kept = on_kept
         self._views = views
         self._blobs = blobs
         self._clock = clock
@@ -137,6 +168,7 @@ class QueuedExecutions:
         if isinstance(report, Started) and state.stage is Stage.QUEUED:
             return replace(state, stage=Stage.EXECUTING, news=self._news.count)
         if isinstance(report, Resolved) and report.reason is None:
+            self._on_kept(tenant, state.action)
             return await self._ended(tenant, replace(state, stage=Stage.COMPLETED), report.phase, report)
         return None
 
@@ -169,14 +201,14 @@ class QueuedExecutions:
     ) -> ExecutionState:
         report = ActionReport()
         with suppress(CorralError):  # then the reason must do
-            report = await self._report(tenant, end)
+            report, _ = await self._report(tenant, end)
         message = end.message if end is not None else ""
         error = _error(reason, report, message)
         return replace(state, outcome=ExecutionOutcome(result=None, message=message, error=error))
 
     async def _ended(self, tenant: str, state: ExecutionState, phase: Phase, end: Resolved | None) -> ExecutionState:
         try:
-            report = await self._report(tenant, end)
+            report, was_elsewhere = await self._report(tenant, end)
         except CorralError as error:
             return replace(state, outcome=ExecutionOutcome(result=None, error=error))
         if report.ended is None:
@@ -187,17 +219,21 @@ class QueuedExecutions:
             outcome=ExecutionOutcome(result=report.result, ended=report.ended, message=report.message),
             named=tuple(Digest.parse(name) for name in report.named),
             cacheable=phase is Phase.COMPLETED and report.ended is Ended.EXITED and not report.do_not_cache,
+            kept=not was_elsewhere,
         )
 
-    async def _report(self, tenant: str, end: Resolved | None) -> ActionReport:
-        """Raises NotFound, StoreUnavailable, InvalidSpec: what the worker told cannot be read any more."""
+    async def _report(self, tenant: str, end: Resolved | None) -> tuple[ActionReport, bool]:
+        """The report, and whether it was too long for the run's own.
+
+        Raises NotFound, StoreUnavailable, InvalidSpec: what the worker told cannot be read any more.
+        """
         if end is None or not end.outcome:
-            return ActionReport()
+            return ActionReport(), False
         report = read_report(end.outcome)
-        if report.elsewhere:
-            digest = Digest.parse(report.elsewhere)
-            report = read_report(await read_bytes(self._blobs, tenant, digest, bytes_max=_REPORT_BYTES_MAX))
-        return report
+        if not report.elsewhere:
+            return report, False
+        digest = Digest.parse(report.elsewhere)
+        return read_report(await read_bytes(self._blobs, tenant, digest, bytes_max=_REPORT_BYTES_MAX)), True
 
 
 class _Earlier:
@@ -285,9 +321,8 @@ def make_actions(
     """The service, and the cache that wants cleaning."""
     kept = SqlActionCache(database, blobs, clock, limits)
     cache = RememberedResults(kept, clock, total_bytes=limits.memory_bytes, fresh_s=limits.fresh_s)
-    return ActionService(
-        cache, QueuedExecutions(database, queue, views, blobs, clock, limits), blobs, clock, limits
-    ), kept
+    executions = QueuedExecutions(database, queue, views, blobs, clock, limits, on_kept=cache.forget)
+    return ActionService(cache, executions, blobs, clock, limits), kept
 
 
 async def keep_results_clean(cache: SqlActionCache, clock: Clock, every_s: float) -> None:

@@ -25,11 +25,16 @@ def _insert_new(dialect: str, table: Table) -> Insert:
     return sqlite.insert(table).on_conflict_do_nothing()
 
 
-def insert_or_update(connection: AsyncConnection, table: Table) -> Insert:
-    """An INSERT that replaces every column of a row whose primary key is taken."""
+def many_or_update(table: Table) -> Mapping[str, ManyRows]:
+    """An INSERT of whole rows, many, that replaces a row whose primary key is taken; by the name of the dialect."""
+    columns = [column.name for column in table.columns]
+    return {dialect: ManyRows(_insert_or_update(dialect, table), columns) for dialect in ("postgresql", "sqlite")}
+
+
+def _insert_or_update(dialect: str, table: Table) -> Insert:
     key = [column.name for column in table.primary_key]
     others = [column.name for column in table.columns if column.name not in key]
-    if connection.dialect.name == "postgresql":
+    if dialect == "postgresql":
         statement = postgresql.insert(table)
         excluded = {name: statement.excluded[name] for name in others}
         return statement.on_conflict_do_update(index_elements=key, set_=excluded)

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from corral.actions.adapters.messages import read_result, write_result
@@ -11,7 +12,7 @@ from corral.actions.limits import ActionLimits
 from corral.actions.model import ActionReport, ActionResult, Ended, ExecutionUpdate
 from corral.actions.payload import read_payload, write_report
 from corral.actions.service import ActionService
-from corral.app.actions import check_payload, make_actions
+from corral.app.actions import check_payload, keep_result, make_actions
 from corral.blobs.ports import BlobStore
 from corral.database.engine import Database
 from corral.kernel.clock import Clock, SystemClock
@@ -57,7 +58,9 @@ class Scheduler:
     ) -> "Scheduler":
         """Over this database and store."""
         clock, book = clock or SystemClock(), Everybody()
-        queue = Queue(database, clock, book, queue_limits, check_payload=check_payload)
+        queue = Queue(
+            database, clock, book, queue_limits, check_payload=check_payload, keep_outcome=partial(keep_result, clock)
+        )
         views = TaskViews(database, clock, book, queue.signals)
         service, _ = make_actions(database, queue, views, blobs, clock, limits or ActionLimits())
         return cls(queue, views, service)
@@ -102,6 +105,11 @@ class PretendedWorker:
                 for claim in claims:
                     group.create_task(self._attempt(queue, claim, room))
 
+    async def perform_one(self, queue: Queue) -> None:
+        """Claim one action, and report its end."""
+        (claim,) = await queue.claim(self.name, 1, wait_s=10, runtimes=("bubblewrap",))
+        await self._attempt(queue, claim, asyncio.Semaphore(0))
+
     async def _attempt(self, queue: Queue, claim: Claim, room: asyncio.Semaphore) -> None:
         try:
             clock = SystemClock()
@@ -120,6 +128,8 @@ class PretendedWorker:
 
 
 def _end_of(report: ActionReport) -> tuple[Phase, Reason | None]:
+    if report.elsewhere:
+        return Phase.COMPLETED, None
     if report.ended is None:
         return Phase.EXCEPTION, Reason.MALFORMED_PAYLOAD
     exit_code = read_result(report.result, HashFunction.SHA256).exit_code

@@ -56,6 +56,10 @@ class RememberedResults:
         await self._inner.remove(tenant, action)
         self._forget((tenant, action))
 
+    def forget(self, tenant: str, action: Digest) -> None:
+        """Another result was stored behind our back."""
+        self._forget((tenant, action))
+
     def _remember(self, key: tuple[str, Digest], found: StoredResult, looked_s: float) -> None:
         weight = len(found.encoded) + len(found.named) * _PER_NAME_BYTES + _PER_RESULT_BYTES
         if weight > self._total_bytes:

@@ -1,6 +1,7 @@
 """The action cache in the database, over the store that holds what its results name; SQLite and PostgreSQL alike."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import msgspec
@@ -13,9 +14,10 @@ from corral.actions.limits import ActionLimits
 from corral.actions.model import ActionResult, StoredResult
 from corral.blobs.content import read_bytes
 from corral.blobs.ports import BlobReader
+from corral.database.batch import execute_batches
 from corral.database.engine import Database
 from corral.database.query import Query
-from corral.database.statements import insert_or_update
+from corral.database.statements import many_or_update
 from corral.database.tables import action_results as table
 from corral.kernel.clock import Clock
 from corral.kernel.digest import Digest
@@ -31,6 +33,7 @@ _FIND: Final = Query(
         table.c.tenant == sa.bindparam("tenant"), table.c.action == sa.bindparam("action")
     )
 )
+_STORE: Final = many_or_update(table)
 _decode_names: Final = msgspec.json.Decoder(list[str]).decode
 
 
@@ -67,16 +70,9 @@ class SqlActionCache:
                 limit="result_bytes",
             )
         named = await self._all_named(tenant, action, result)
-        row = {
-            "tenant": tenant,
-            "action": str(action),
-            "stored_s": result.stored_s,
-            "used_s": self._clock.now_s(),
-            "execution": result.execution,
-            "encoded": result.encoded,
-            "named": msgspec.json.encode([str(digest) for digest in named]),
-        }
-        await self._database.write(lambda connection: connection.execute(insert_or_update(connection, table), row))
+        whole = replace(result, named=named)
+        now_s = self._clock.now_s()
+        await self._database.write(lambda connection: store(connection, tenant, action, whole, now_s=now_s))
 
     async def remove(self, tenant: str, action: Digest) -> None:
         statement = table.delete().where(*_key(tenant, action))
@@ -132,6 +128,22 @@ class SqlActionCache:
             tree = read_tree(data, directory.tree.function)
             found += blobs_of_tree(tree, as_blobs=directory.root is not None)
         return found
+
+
+async def store(
+    connection: AsyncConnection, tenant: str, action: Digest, result: StoredResult, *, now_s: float
+) -> None:
+    """Write a result whose names are complete, in the caller's transaction; nothing is checked."""
+    row = {
+        "tenant": tenant,
+        "action": str(action),
+        "stored_s": result.stored_s,
+        "used_s": now_s,
+        "execution": result.execution,
+        "encoded": result.encoded,
+        "named": msgspec.json.encode([str(digest) for digest in result.named]),
+    }
+    await execute_batches(connection, [(_STORE[connection.dialect.name], [row])])
 
 
 async def missing_of(blobs: BlobReader, tenant: str, named: Iterable[Digest]) -> frozenset[Digest]:
