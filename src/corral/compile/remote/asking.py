@@ -1,5 +1,8 @@
-"""What a compile will read, found without compiling: the local preprocessor is asked. Blocks; runs in threads."""
+"""What a compile will read, found without compiling: the local preprocessor is asked, in a thread; the table of hashes
+is the event loop's own and is used there only.
+"""
 
+import asyncio
 import os
 import subprocess
 from collections.abc import Sequence
@@ -31,19 +34,24 @@ def holds(include_set: IncludeSet | None, root: str, hashes: FileHashes) -> bool
     return not any(os.path.lexists(absolute(path, root=root)) for path in include_set.absent)
 
 
-def ask_closure(request: CompileRequest, hashes: FileHashes, *, now_s: float) -> IncludeSet:
+async def ask_closure(request: CompileRequest, hashes: FileHashes, *, now_s: float) -> IncludeSet:
     """The include set of a compile, by -M. Raises CannotShip when it fails, or its result could not be kept."""
     if request.cacheable.language in closure.UNPREPROCESSED:
         return _gathered(request, (), hashes, now_s)
-    done = _run(request, [request.argv[0], *again(request.argv[1:], rules="-")])
+    done = await asyncio.to_thread(_run, request, [request.argv[0], *again(request.argv[1:], rules="-")])
     return _gathered(request, closure.parse_dependencies(done.decode("utf-8", "surrogateescape")), hashes, now_s)
 
 
-def preprocess(request: CompileRequest, hashes: FileHashes, *, now_s: float) -> tuple[bytes, bytes, IncludeSet]:
+async def preprocess(request: CompileRequest, hashes: FileHashes, *, now_s: float) -> tuple[bytes, bytes, IncludeSet]:
     """What the preprocessor makes, the rules that the user asked for (b"" for none), and the include set.
 
     Raises CannotShip.
     """
+    text, rules, names = await asyncio.to_thread(_preprocess, request)
+    return text, rules, _gathered(request, names, hashes, now_s)
+
+
+def _preprocess(request: CompileRequest) -> tuple[bytes, bytes, Sequence[str]]:
     with TemporaryDirectory(prefix="corral-cc-") as folder:
         wanted, all_rules = Path(folder, "wanted.d"), Path(folder, "all.d")
         plain = [word for word in again(request.argv[1:], rules=str(all_rules)) if word != "-M"]
@@ -53,8 +61,7 @@ def preprocess(request: CompileRequest, hashes: FileHashes, *, now_s: float) -> 
             words = _rules_words(request, str(wanted))
             _run(request, [request.argv[0], *words, *again(request.argv[1:], rules=str(wanted))[3:]])
             rules = wanted.read_bytes()
-        names = closure.parse_dependencies(all_rules.read_text("utf-8", "surrogateescape"))
-    return text, rules, _gathered(request, names, hashes, now_s)
+        return text, rules, closure.parse_dependencies(all_rules.read_text("utf-8", "surrogateescape"))
 
 
 def _rules_words(request: CompileRequest, path: str) -> Sequence[str]:

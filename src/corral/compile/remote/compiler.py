@@ -1,6 +1,5 @@
 """Compiles on the fleet: closure, layout, slot, worker, outputs. One retry on another worker, then it is told why."""
 
-import asyncio
 import os
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -62,12 +61,17 @@ class FleetCompiler:
 
     async def compile(self, request: CompileRequest, hashes: FileHashes) -> CompileAnswer:
         """See ``ports.RemoteCompiler``."""
-        shipment, include_set, rules = await asyncio.to_thread(self._prepare, request, hashes)
+        shipment, include_set, rules = await self._prepare(request, hashes)
+        found = [
+            (path, known[1])
+            for path, _ in include_set.files
+            if not path.startswith("/") and (known := hashes.hash_of(absolute(path, root=request.root))) is not None
+        ]
         attempt = 1
         while True:
             slot = await self.slots.acquire()
             try:
-                return await self._attempt(request, shipment, include_set, rules, slot.route)
+                return await self._attempt(request, shipment, include_set, found, rules, slot.route)
             except (DependencyError, CapacityError, Unauthenticated) as error:
                 slot.failed = True
                 if isinstance(error, WorkerLost):
@@ -86,16 +90,16 @@ class FleetCompiler:
         with suppress(CorralError):
             await self._routes.close()
 
-    def _prepare(self, request: CompileRequest, hashes: FileHashes) -> tuple[Shipment, IncludeSet, bytes]:
+    async def _prepare(self, request: CompileRequest, hashes: FileHashes) -> tuple[Shipment, IncludeSet, bytes]:
         image, now_s = self._config.image, self._clock.now_s()
         if self._config.source_mode is SourceMode.PREPROCESSED:
-            text, rules, include_set = preprocess(request, hashes, now_s=now_s)
+            text, rules, include_set = await preprocess(request, hashes, now_s=now_s)
             return lay_out_preprocessed(request, text, image=image), include_set, rules
         known = request.include_set
         if known is not None and holds(known, request.root, hashes):
             include_set = msgspec.structs.replace(known, bound_to="")
         else:
-            include_set = ask_closure(request, hashes, now_s=now_s)
+            include_set = await ask_closure(request, hashes, now_s=now_s)
         shipment = lay_out(request, include_set, image=image, size_of=_size_of, same_file=_same_file)
         return shipment, include_set, b""
 
@@ -104,6 +108,7 @@ class FleetCompiler:
         request: CompileRequest,
         shipment: Shipment,
         include_set: IncludeSet,
+        found: list[tuple[str, FileTraits]],
         rules: bytes,
         route: WorkerRoute,
     ) -> CompileAnswer:
@@ -126,7 +131,7 @@ class FleetCompiler:
         bound = closure.bound_to(
             request.root,
             contents=[files.get("object", b"")],
-            found=self._found(request, include_set),
+            found=found,
             invocation=request.invocation,
         )
         self.figures.hits += answer.cached
@@ -165,16 +170,6 @@ class FleetCompiler:
         message = f"corral result 1\n{action}\n".encode() + answer.result
         if not route.result_key or not is_signed(bytes.fromhex(route.result_key), message, answer.signature):
             raise DependencyError(f"the result of worker {route.worker_id} is not signed by it")
-
-    @staticmethod
-    def _found(request: CompileRequest, include_set: IncludeSet) -> list[tuple[str, FileTraits]]:
-        found = []
-        for path, _ in include_set.files:
-            if not path.startswith("/"):
-                with suppress(OSError):
-                    with open(absolute(path, root=request.root), "rb") as file:
-                        found.append((path, closure.traits(file.read())))
-        return found
 
 
 def _told(error: CorralError, route: WorkerRoute) -> CorralError:

@@ -139,7 +139,8 @@ class Door:
             if path is None:
                 raise InvalidSpec(f"the worker asks for {digest}, which is no part of this compile")
             try:
-                content = await asyncio.to_thread(Path(path).read_bytes)
+                small = digest.size_bytes <= _PIECE
+                content = Path(path).read_bytes() if small else await asyncio.to_thread(Path(path).read_bytes)  # noqa: ASYNC240
             except OSError as error:
                 raise InvalidSpec(f"{path}: {error.strerror}") from error
         first = content[:_PIECE]
