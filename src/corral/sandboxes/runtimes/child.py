@@ -12,7 +12,7 @@ import corral
 from corral.kernel.errors import SandboxFailed
 
 LAUNCHER_VARIABLE: Final = "CORRAL_LAUNCH"
-_PASSED_AT_MOST: Final = 64
+_WORDS_BYTES_MAX: Final = 4096
 
 
 def launcher_path() -> Path:
@@ -56,10 +56,11 @@ class Child:
 
         Raises OSError. Costs the loop about half a millisecond (vfork and exec).
         """
-        # first out of the way of the low numbers, then into place: a target may be another one's source
-        moves = [(os.POSIX_SPAWN_DUP2, source, _PASSED_AT_MOST + n) for n, source in enumerate(descriptors)]
-        moves += [(os.POSIX_SPAWN_DUP2, _PASSED_AT_MOST + n, n) for n in range(len(descriptors))]
-        closes = [(os.POSIX_SPAWN_CLOSE, _PASSED_AT_MOST + n) for n in range(len(descriptors))]
+        # first out of the way, above them all, then into place: a target may be another one's source
+        free = max(len(descriptors), *descriptors) + 1
+        moves = [(os.POSIX_SPAWN_DUP2, source, free + n) for n, source in enumerate(descriptors)]
+        moves += [(os.POSIX_SPAWN_DUP2, free + n, n) for n in range(len(descriptors))]
+        closes = [(os.POSIX_SPAWN_CLOSE, free + n) for n in range(len(descriptors))]
         pid = os.posix_spawn(argv[0], list(argv), env or {}, file_actions=[*moves, *closes], setsigmask=())
         return cls(pid)
 
@@ -90,3 +91,31 @@ class Child:
         os.close(self._pidfd)
         if not self._ended.done():
             self._ended.set_result(os.waitstatus_to_exitcode(status))
+
+
+async def run_to_end(command: Sequence[str], *, user: tuple[int, int], within_s: float) -> None:
+    """Run a program as ``user`` and wait for its end.
+
+    Raises SandboxFailed with its own words when it fails, or takes longer. Cancellation: it is killed.
+    """
+    words, words_in = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    argv = [str(launcher_path()), "-u", f"{user[0]}:{user[1]}", "--", *command]
+    try:
+        try:
+            child = Child.spawn(argv, descriptors=(null, words_in, words_in))
+        finally:
+            os.close(null)
+            os.close(words_in)
+        try:
+            ended = await child.wait_ended(within_s=within_s)
+        finally:
+            child.kill()
+        if ended and child.status == 0:
+            return
+        with suppress(BlockingIOError):
+            said = os.read(words, _WORDS_BYTES_MAX).decode("utf-8", "replace").strip()
+            reason = said or (f"status {child.status}" if ended else f"no end within {within_s:g} s")
+            raise SandboxFailed(f"{Path(command[0]).name} failed: {reason}")
+    finally:
+        os.close(words)
