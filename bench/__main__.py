@@ -21,6 +21,7 @@ from bench.report import Row, table
 BENCHMARKS: dict[str, Callable[[], Sequence[Row]]] = {
     "sandboxes": sandboxes.measure,
     "tasks": tasks.measure,
+    "actions": actions.measure,
     "images": images.measure,
     "machines": machines.measure,
     "functions_idle": functions_idle.measure,
