@@ -1,5 +1,6 @@
 """The door for Bazel, put together: where it listens, and the tenants as it asks for them."""
 
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -30,22 +31,34 @@ async def open_reapi(services: Services) -> AsyncIterator[str]:
     that a second Corral on one machine starts.
     """
     configured = services.config.address
+    wanted = configured or DEFAULT_ADDRESS
     async with AsyncExitStack() as stack:
         address = ""
-        if configured != OFF:
-            wanted = configured or DEFAULT_ADDRESS
+        if wanted != OFF and (configured or _is_free(wanted)):
             config = msgspec.structs.replace(services.config, address=wanted)
             try:
                 port = await stack.enter_async_context(serving(replace(services, config=config)))
-                host = split_address(wanted)[0]
-                address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
             except Conflict:
                 if configured:
                     raise
-                _log.warning(
-                    "the door for Bazel stays closed: its port is taken", address=wanted, setting="reapi.address"
-                )
+            else:
+                host = split_address(wanted)[0]
+                address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        if not (address or configured):
+            _log.warning("the door for Bazel stays closed: its port is taken", address=wanted, setting="reapi.address")
         yield address
+
+
+def _is_free(address: str) -> bool:
+    """Whether nobody listens there now. Asked first, because gRPC writes a refusal to stderr by itself."""
+    host, port = split_address(address)
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
 
 
 class ReapiIdentities:
