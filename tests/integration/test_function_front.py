@@ -12,6 +12,7 @@ import pytest_asyncio
 
 from corral.functions.front.limits import FrontConfig
 from corral.functions.model import InstancePhase, Limits
+from corral.functions.routing import Backend
 from corral.testing import wasm_programs as programs
 from corral.testing.function_rig import FunctionRig, open_rig, parse_answer
 from corral.testing.wasm_programs import assemble
@@ -333,3 +334,30 @@ async def _body(reader: asyncio.StreamReader, head: bytes) -> bytes:
     while not data.endswith(b"\r\n0\r\n\r\n"):
         data += await reader.readuntil(b"\r\n")
     return parse_answer(data).body
+
+
+class TestOtherWorkers:
+    async def test_an_instance_of_another_worker_is_reached_through_its_front(
+        self, tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
+        front = FrontConfig(listen="127.0.0.1:0", public="127.0.0.1", drain_s=1.0)
+        async with (
+            open_rig(tmp_path_factory.mktemp("near"), front=front) as near,
+            open_rig(tmp_path_factory.mktemp("far"), front=front) as far,
+        ):
+            spec = await far.spec(assemble(programs.ECHO), limits=Limits(cpu_s=5))
+            there = await far.deploy("echo", spec, revision="v7")
+            instance = there.instances[0]
+            address = far.report(instance).address
+            assert address.endswith(f"@127.0.0.1:{far.port}")
+            here = await near.deploy("echo", spec, revision="v7", replicas=0)
+            await near.route(extra={here.key: (Backend(instance=instance, worker="far", address=address),)})
+            body = os.urandom(1 << 20)
+
+            answer = await near.get("/functions/echo/x", method="POST", body=body, headers="X-Request-Id: over\r\n")
+            alone = await near.get("/functions/echo", headers="X-Corral-Hop: 1\r\n")
+
+        assert (answer.status, answer.body) == (200, body)
+        assert (answer.headers["x-corral-revision"], answer.headers["x-corral-instance"]) == ("v7", instance)
+        assert answer.headers["x-request-id"] == "over"
+        assert alone.status in (429, 503)  # a request that came from a front is not passed on

@@ -128,12 +128,12 @@ class FunctionRig:
     def report(self, instance: str) -> InstanceReport:
         return next(each for each in self.host.reports() if each.id == instance)
 
-    async def route(self) -> None:
-        """Push the routes as they should be, and wait until they are used."""
+    async def route(self, extra: Mapping[RevisionKey, tuple[Backend, ...]] | None = None) -> None:
+        """Push the routes as they should be, with ``extra`` instances, and wait until they are used."""
         self._version += 1
         functions: dict[FunctionKey, list[RevisionRoute]] = {}
         for deployed in self.deployed.values():
-            backends = tuple(
+            backends = (extra or {}).get(deployed.key, ()) + tuple(
                 Backend(instance=each.id, worker="w", address=each.address)
                 for each in self.host.reports()
                 if each.id in deployed.instances and each.phase is InstancePhase.READY

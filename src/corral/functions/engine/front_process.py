@@ -31,7 +31,7 @@ class FrontProcess:
     it uses newer routes. ``run`` keeps it alive until cancelled."""
 
     def __init__(self, config: FrontConfig, *, on_news: Callable[[bool], None]) -> None:
-        self.address = ""
+        self.address = self.public = ""
         self.pid: int | None = None
         self.demands: Sequence[Demand] = ()
         self._config, self._on_news = config, on_news
@@ -60,6 +60,7 @@ class FrontProcess:
             return False
         self._listener = listener
         self.address = f"http://{host}:{listener.getsockname()[1]}"
+        self.public = self._config.public_address(listener.getsockname()[1])
         asyncio.get_running_loop().add_reader(listener, self._somebody_came)
         return True
 

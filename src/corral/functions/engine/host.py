@@ -152,7 +152,10 @@ class WorkerFunctions:
                 sharing[instance.process.pid] = sharing.get(instance.process.pid, 0) + 1
         parts = {pid: _resident_bytes(pid) // count for pid, count in sharing.items()}
         return [
-            each.report(resident_bytes=parts.get(each.process.pid, 0) if each.process is not None else 0)
+            each.report(
+                resident_bytes=parts.get(each.process.pid, 0) if each.process is not None else 0,
+                peer=self._front.public,
+            )
             for each in self._instances.values()
         ]
 

@@ -47,10 +47,13 @@ class Instance:
         if not self.over:
             self.phase, self._reason, self._text, self._blame = InstancePhase.FAILED, reason, text, blame
 
-    def report(self, *, resident_bytes: int) -> InstanceReport:
-        """What the scheduler hears. ``resident_bytes`` is its part of what its process has."""
+    def report(self, *, resident_bytes: int, peer: str = "") -> InstanceReport:
+        """What the scheduler hears. ``resident_bytes`` is its part of what its process has, ``peer``
+        where other workers' fronts reach the one of this worker."""
         now = self.counters
         address = self.process.address if self.process is not None and not self.over else ""
+        if address and peer:
+            address = f"{address}@{peer}"
         return InstanceReport(
             id=self.order.id,
             key=self.order.key,

@@ -20,7 +20,9 @@ HOP_BY_HOP: Final = frozenset(
     b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer transfer-encoding "
     b"upgrade".split()
 )
-_OURS: Final = frozenset((b"x-request-id", b"x-corral-revision", b"x-corral-instance", b"x-corral-start"))
+HOP: Final = b"x-corral-hop"
+"""Another front has routed this request already: an instance of this worker answers it, or nobody."""
+OURS: Final = frozenset((b"x-request-id", b"x-corral-revision", b"x-corral-instance", b"x-corral-start", HOP))
 _FORWARDING: Final = frozenset((b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host", b"forwarded"))
 _TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VALUE_BAD: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
@@ -51,6 +53,7 @@ class Said(msgspec.Struct, frozen=True):
     length: int | None
     expects: bool
     traced: bool
+    hop: bool
 
 
 class Asking(msgspec.Struct):
@@ -109,6 +112,7 @@ def said(headers: Sequence[Header], *, peer: tuple[str, int], port: int, version
         None if b"transfer-encoding" in names else int(names.get(b"content-length", b"0")),
         names.get(b"expect", b"").lower() == b"100-continue",
         b"x-corral-trace" in names,
+        HOP in names,
     )
 
 
@@ -151,7 +155,7 @@ def forwarding_headers(ask: Asking) -> list[Header]:
     kept = [
         (name, value)
         for name, value in ask.said.headers
-        if name not in HOP_BY_HOP and name not in _FORWARDING and name not in _OURS and name != b"expect"
+        if name not in HOP_BY_HOP and name not in _FORWARDING and name not in OURS and name != b"expect"
     ]
     kept += _forwarding(ask.said.headers, ask.said.host, ask.peer)
     return [*kept, (b"x-request-id", ask.request_id)]
@@ -194,7 +198,7 @@ def _read_head(head: bytes) -> AnswerHead:
             given = True
         elif lower == b"content-length":
             length = _length_of(value, length)
-        elif lower not in HOP_BY_HOP and lower not in _OURS:
+        elif lower not in HOP_BY_HOP and lower not in OURS:
             headers.append((name, value))
             if lower == b"location" and not given:
                 status, reason = 302, b"Found"
@@ -221,7 +225,7 @@ def _variable(name: bytes) -> bytes:
         return known
     if name in (b"content-type", b"content-length"):
         made = name.upper().replace(b"-", b"_") + b"="
-    elif b"_" in name or name == b"proxy" or name in HOP_BY_HOP or name in _OURS or name in _FORWARDING:
+    elif b"_" in name or name == b"proxy" or name in HOP_BY_HOP or name in OURS or name in _FORWARDING:
         made = b""
     else:
         made = b"HTTP_" + name.upper().replace(b"-", b"_") + b"="

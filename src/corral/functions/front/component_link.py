@@ -12,11 +12,22 @@ from typing import Final
 import httptools
 
 from corral.functions.frames import WINDOW, Ended, Outcome
-from corral.functions.front.cgi import HOP_BY_HOP, AnswerHead, Asking, Header, forwarding_headers, has_control_bytes
+from corral.functions.front.cgi import (
+    HOP,
+    HOP_BY_HOP,
+    OURS,
+    AnswerHead,
+    Asking,
+    Header,
+    forwarding_headers,
+    has_control_bytes,
+)
 from corral.functions.front.upstream import Sink
+from corral.functions.model import RevisionKey
 
 _KEPT: Final = 64
 _READ_BYTES: Final = 64 * 1024
+_PEER_S: Final = 10.0  # longer than the peer itself waits
 _HEAD_MAX: Final = 64 * 1024
 
 
@@ -30,12 +41,26 @@ class ComponentLink:
         self.address = (host.strip("[]"), int(port))
         self._idle: list[socket.socket] = []
         self._closing = False
+        self._patience_s = 0.0
 
     def open(
-        self, sink: Sink, *, instance: str, wall_s: float, ask: object, has_body: bool, variables: bytes
+        self,
+        sink: Sink,
+        *,
+        instance: str,
+        key: RevisionKey,
+        wall_s: float,
+        ask: Asking,
+        has_body: bool,
+        variables: bytes,
     ) -> "ComponentStream":
-        assert isinstance(ask, Asking)
-        return ComponentStream(self, sink, self._idle.pop() if self._idle else None, ask, wall_s, has_body=has_body)
+        kept = self._idle.pop() if self._idle else None
+        return ComponentStream(self, sink, kept, self.head(ask, key), wall_s + self._patience_s, has_body=has_body)
+
+    def head(self, ask: Asking, key: RevisionKey) -> tuple[bytes, list[Header]]:
+        """The first line and the headers for the server."""
+        target = ask.path + (b"?" + ask.query if ask.query else b"")
+        return b"%b %b HTTP/1.1\r\n" % (ask.method, target), forwarding_headers(ask)
 
     def close(self) -> None:
         self._closing = True
@@ -50,19 +75,39 @@ class ComponentLink:
             self._idle.append(connection)
 
 
+class PeerLink(ComponentLink):
+    """The front of another worker, for instances that are there. It is told not to pass the request on again."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__(address)
+        self._patience_s = _PEER_S
+
+    def head(self, ask: Asking, key: RevisionKey) -> tuple[bytes, list[Header]]:
+        names = (key.function.tenant.encode(), key.function.name.encode(), key.revision.encode())
+        target = b"/tenants/%b/functions/%b@%b" % names + ask.path + (b"?" + ask.query if ask.query else b"")
+        return b"%b %b HTTP/1.1\r\n" % (ask.method, target), [*forwarding_headers(ask), (HOP, b"1")]
+
+
 class ComponentStream:
     """One request. A kept connection that turns out to be closed is replaced by a new one, once."""
 
     def __init__(
-        self, link: ComponentLink, sink: Sink, kept: socket.socket | None, ask: Asking, wall_s: float, *, has_body: bool
+        self,
+        link: ComponentLink,
+        sink: Sink,
+        kept: socket.socket | None,
+        head: tuple[bytes, list[Header]],
+        wall_s: float,
+        *,
+        has_body: bool,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._link = link
         self._sink: Sink | None = sink
         self._fresh = kept is None
-        self._chunked, head = _request_head(ask, has_body=has_body)
-        self._sent = [head]
-        self._out = bytearray(head)
+        self._chunked, written = _written(*head, has_body=has_body)
+        self._sent = [written]
+        self._out = bytearray(written)
         self._parser = httptools.HttpResponseParser(self)
         self._status_text = b""
         self._headers: list[Header] = []
@@ -116,7 +161,7 @@ class ComponentStream:
         kept = tuple(
             header
             for header in self._headers
-            if header[0].lower() not in HOP_BY_HOP and header[0].lower() not in (b"content-length", b"x-request-id")
+            if (name := header[0].lower()) not in HOP_BY_HOP and name not in OURS and name != b"content-length"
         )
         if self._sink is not None:
             self._sink.answer(AnswerHead(status, self._status_text, kept, length))
@@ -242,11 +287,9 @@ class ComponentStream:
 _FINE: Final = Ended(Outcome.OK, 0, 0, 0, 0)
 
 
-def _request_head(ask: Asking, *, has_body: bool) -> tuple[bool, bytes]:
-    headers = forwarding_headers(ask)
+def _written(first: bytes, headers: list[Header], *, has_body: bool) -> tuple[bool, bytes]:
+    """Whether the body is to be chunked, and the head."""
     chunked = has_body and not any(name == b"content-length" for name, _ in headers)
     if chunked:
         headers.append((b"transfer-encoding", b"chunked"))
-    target = ask.path + (b"?" + ask.query if ask.query else b"")
-    lines = [b"%b %b HTTP/1.1\r\n" % (ask.method, target), *(b"%b: %b\r\n" % header for header in headers), b"\r\n"]
-    return chunked, b"".join(lines)
+    return chunked, b"".join((first, *(b"%b: %b\r\n" % header for header in headers), b"\r\n"))

@@ -150,7 +150,7 @@ class Exchange:
         self._leave()
         self._answer_whole(head, [body])
 
-    def run(self, upstream: Upstream, instance: str, key: str) -> None:
+    def run(self, upstream: Upstream, instance: str) -> None:
         """Send it to this instance."""
         assert self.route is not None
         limits = self.route[1].limits
@@ -163,9 +163,14 @@ class Exchange:
             self._client.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             self._expects = False
         self._room = upstream.first_room
-        world = variables(self.ask)
         self._stream = upstream.open(
-            self, instance=key, wall_s=limits.wall_s, ask=self.ask, has_body=self.has_body, variables=world
+            self,
+            instance=instance,
+            key=self.route[1].key,
+            wall_s=limits.wall_s,
+            ask=self.ask,
+            has_body=self.has_body,
+            variables=variables(self.ask),
         )
         self._pump()
 

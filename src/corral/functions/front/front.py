@@ -10,8 +10,10 @@ import random
 from collections.abc import Callable, Mapping
 from typing import Final
 
+import msgspec
+
 from corral.functions.front.admission import Admission
-from corral.functions.front.component_link import ComponentLink
+from corral.functions.front.component_link import ComponentLink, PeerLink
 from corral.functions.front.exchange import Exchange
 from corral.functions.front.host_link import HostLink
 from corral.functions.front.http import Connection
@@ -214,9 +216,12 @@ class Front:
         self._stop_waiting(exchange)
         admission.enter(backend.instance)
         self._inside[exchange] = (revision.key, backend.instance)
-        exchange.run(self._upstream(backend.address), backend.instance, backend.instance)
+        exchange.run(self._upstream(backend.address), backend.instance)
 
     def _free(self, admission: Admission[Exchange], revision: RevisionRoute, exchange: Exchange) -> Backend | None:
+        if exchange.ask.said.hop:
+            here = tuple(each for each in revision.backends if self._is_here(each.address))
+            revision = msgspec.structs.replace(revision, backends=here)
         live = revision.backends
         if len(live) == 1:
             only = live[0]
@@ -289,9 +294,19 @@ class Front:
     def _upstream(self, address: str) -> Upstream:
         found = self._upstreams.get(address)
         if found is None:
-            made = HostLink(address.removeprefix("unix:")) if address.startswith("unix:") else ComponentLink(address)
-            found = self._upstreams[address] = made
+            found = self._upstreams[address] = self._link(address)
         return found
+
+    def _link(self, address: str) -> Upstream:
+        local, _, peer = address.partition("@")
+        if not self._is_here(address):
+            return PeerLink(peer)
+        return HostLink(local.removeprefix("unix:")) if local.startswith("unix:") else ComponentLink(local)
+
+    def _is_here(self, address: str) -> bool:
+        """Whether an instance, at ``LOCAL`` or ``LOCAL@FRONT``, is one of this front's worker."""
+        peer = address.partition("@")[2]
+        return not peer or peer == self._config.public_address(self.port)
 
     def _forget_upstreams(self) -> None:
         live = {

@@ -10,8 +10,9 @@ import struct
 from typing import Final
 
 from corral.functions import frames
-from corral.functions.front.cgi import BadAnswer, answer_head, split_head
+from corral.functions.front.cgi import Asking, BadAnswer, answer_head, split_head
 from corral.functions.front.upstream import Sink
+from corral.functions.model import RevisionKey
 
 _STREAMS_MAX: Final = 2**32 - 1
 _READ_BYTES: Final = 256 * 1024
@@ -125,7 +126,15 @@ class HostLink:
         self._closing = False
 
     def open(
-        self, sink: Sink, *, instance: str, wall_s: float, ask: object, has_body: bool, variables: bytes
+        self,
+        sink: Sink,
+        *,
+        instance: str,
+        key: RevisionKey,
+        wall_s: float,
+        ask: Asking,
+        has_body: bool,
+        variables: bytes,
     ) -> HostStream:
         number = self._next
         self._next = number + 1 if number < _STREAMS_MAX else 1

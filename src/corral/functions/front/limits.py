@@ -8,6 +8,8 @@ class FrontConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     Attributes:
         listen: ``HOST:PORT``; port 0 takes a free one.
+        public: ``HOST`` or ``HOST:PORT`` under which the fronts of other workers reach this one, over plain HTTP;
+            "" when there are none on other machines.
         connections: open at once; more are closed at once with 503.
         head_bytes: of a request's line and headers; more is 431.
         headers: in one request; more is 431.
@@ -19,6 +21,7 @@ class FrontConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """
 
     listen: str = "127.0.0.1:7080"
+    public: str = ""
     connections: int = 10_000
     head_bytes: int = 64 * 1024
     headers: int = 200
@@ -27,3 +30,8 @@ class FrontConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     pipelined: int = 8
     replay_bytes: int = 64 * 1024
     drain_s: float = 10.0
+
+    def public_address(self, port: int) -> str:
+        """``HOST:PORT`` for other fronts, or ""; ``port`` is the one that is listened on."""
+        bare = not self.public or self.public.rpartition(":")[2].isdigit() or self.public.endswith("]:")
+        return self.public if bare else f"{self.public}:{port}"

@@ -3,7 +3,8 @@
 from typing import Protocol
 
 from corral.functions.frames import Ended
-from corral.functions.front.cgi import AnswerHead
+from corral.functions.front.cgi import AnswerHead, Asking
+from corral.functions.model import RevisionKey
 
 
 class Sink(Protocol):
@@ -56,7 +57,15 @@ class Upstream(Protocol):
     first_room: int
 
     def open(
-        self, sink: Sink, *, instance: str, wall_s: float, ask: object, has_body: bool, variables: bytes
+        self,
+        sink: Sink,
+        *,
+        instance: str,
+        key: RevisionKey,
+        wall_s: float,
+        ask: Asking,
+        has_body: bool,
+        variables: bytes,
     ) -> Stream:
         """Begin. A connection that cannot be made ends in ``lost``."""
         ...
