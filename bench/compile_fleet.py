@@ -10,6 +10,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import uvloop
 from blake3 import blake3
 
 from bench.report import Row
-from corral.actions.adapters.grpc_results import SchedulerResults
+from corral.actions.adapters.grpc_results import EndedExecution, SchedulerResults
 from corral.actions.adapters.messages import read_action, read_directory
 from corral.actions.errors import MissingBlobs
 from corral.actions.model import ActionResult, Ended, OutputFile, Performed
@@ -144,8 +145,8 @@ async def _worker(number: int, scheduler: str, folder: Path) -> None:
 class _Told(SchedulerResults):
     """The scheduler's action cache and ledger; the objects of this bench stay with their workers, so results do too."""
 
-    async def tell(self, tenant: str, action: Digest, result: Any, row: Any) -> None:
-        await super().tell(tenant, action, None, row)
+    async def tell(self, ended: Sequence[EndedExecution]) -> None:
+        await super().tell([replace(each, result=None) for each in ended])
 
 
 def _fields(registration: Registration) -> dict[str, Any]:

@@ -6,7 +6,7 @@ The order of the contexts is the order of the start; the stop is its reverse. Mi
 import asyncio
 import socket
 import sys
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -171,7 +171,7 @@ async def running_scheduler(config: Config) -> AsyncIterator[Addresses]:
                         ResultsServicer(
                             actions.cache,
                             lambda token: fleet.session(token).worker_id,
-                            partial(_add_audit_row, database),
+                            partial(_add_audit_rows, database),
                         ),
                     ),
                 ],
@@ -289,8 +289,8 @@ def _record_fleet_refusal(ledger: Ledger, clock: SystemClock, kind: str, actor: 
     ledger.record_nowait(SecurityEvent(at_s=clock.now_s(), component="fleet", kind=kind, reason=reason, actor=actor))
 
 
-async def _add_audit_row(database: Database, row: AuditRow) -> None:
-    await database.write(lambda connection: SqlAuditRows().add(connection, [row]))
+async def _add_audit_rows(database: Database, rows: Sequence[AuditRow]) -> None:
+    await database.write(lambda connection: SqlAuditRows().add(connection, rows))
 
 
 async def _metrics(views: TaskViews, fleet: Fleet, logs: LogStore, functions: Functions) -> Mapping[str, float]:

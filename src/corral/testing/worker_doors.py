@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
 
+from corral.actions.adapters.grpc_results import EndedExecution
 from corral.actions.adapters.messages import read_action, read_command, read_directory
 from corral.actions.errors import MissingBlobs
 from corral.actions.model import ActionResult, Ended, OutputFile, Performed, StoredResult
@@ -110,11 +111,12 @@ class KeptResults:
         """See ``actions.ports.ActionCache``."""
         return self.kept.get((tenant, action))
 
-    async def tell(self, tenant: str, action: Digest, result: StoredResult | None, row: AuditRow) -> None:
+    async def tell(self, ended: Sequence[EndedExecution]) -> None:
         """See ``actions.adapters.grpc_results.SchedulerResults``."""
-        self.rows.append(row)
-        if result is not None:
-            self.kept[tenant, action] = result
+        for each in ended:
+            self.rows.append(each.row)
+            if each.result is not None:
+                self.kept[each.tenant, each.action] = each.result
 
 
 class SameToolchain:

@@ -3,7 +3,8 @@
 ``ResultsServicer`` is the scheduler's end; ``SchedulerResults`` is ``ports.ActionCache`` at the worker's.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 
 import grpc
 import msgspec
@@ -27,7 +28,7 @@ class ResultsServicer(door_pb2_grpc.ResultsServicer):
     """Get and Update, for workers with a session (``admit`` gives the worker's id, or raises Unauthenticated)."""
 
     def __init__(
-        self, cache: ActionCache, admit: Callable[[str], str], audit: Callable[[AuditRow], Awaitable[None]]
+        self, cache: ActionCache, admit: Callable[[str], str], audit: Callable[[Sequence[AuditRow]], Awaitable[None]]
     ) -> None:
         self._cache = cache
         self._admit = admit
@@ -42,22 +43,35 @@ class ResultsServicer(door_pb2_grpc.ResultsServicer):
             found=True, result=found.encoded, named=[str(each) for each in found.named], execution=found.execution
         )
 
-    async def Update(self, request: door_pb2.ResultUpdate, context: Context) -> door_pb2.ResultUpdated:
+    async def Update(self, request: door_pb2.ResultUpdates, context: Context) -> door_pb2.ResultUpdated:
         worker_id = self._admit(session_token(context))
-        if request.audit_json:
+        rows = []
+        for each in request.updates:
             try:
-                row = msgspec.json.decode(request.audit_json, type=AuditRow)
+                row = msgspec.json.decode(each.audit_json, type=AuditRow)
             except msgspec.DecodeError as error:
                 raise InvalidSpec(f"audit_json: {error}") from error
-            await self._audit(msgspec.structs.replace(row, worker_id=worker_id, tenant=request.tenant))
-        if request.result:
-            stored = StoredResult(
-                encoded=request.result,
-                named=tuple(Digest.parse(each) for each in request.named),
-                execution=request.execution,
-            )
-            await self._cache.update(request.tenant, Digest.parse(request.action), stored)
+            rows.append(msgspec.structs.replace(row, worker_id=worker_id, tenant=each.tenant))
+        await self._audit(rows)
+        for each in request.updates:
+            if each.result:
+                stored = StoredResult(
+                    encoded=each.result,
+                    named=tuple(Digest.parse(name) for name in each.named),
+                    execution=each.execution,
+                )
+                await self._cache.update(each.tenant, Digest.parse(each.action), stored)
         return door_pb2.ResultUpdated()
+
+
+@dataclass(frozen=True, slots=True)
+class EndedExecution:
+    """An execution that a client brought directly, for the ledger; ``result`` None when it may not be cached."""
+
+    tenant: str
+    action: Digest
+    result: StoredResult | None
+    row: AuditRow
 
 
 class SchedulerResults:
@@ -78,14 +92,18 @@ class SchedulerResults:
         named = tuple(Digest.parse(each) for each in answer.named)
         return StoredResult(encoded=answer.result, named=named, execution=answer.execution)
 
-    async def tell(self, tenant: str, action: Digest, result: StoredResult | None, row: AuditRow) -> None:
-        """Leave the audit row of an execution, and its result when it may be cached. Raises StoreUnavailable."""
+    async def tell(self, ended: Sequence[EndedExecution]) -> None:
+        """Leave the audit rows of executions, and the results that may be cached. Raises StoreUnavailable."""
         session = await self._session()
-        request = door_pb2.ResultUpdate(tenant=tenant, action=str(action), audit_json=msgspec.json.encode(row))
-        if result is not None:
-            request.result = result.encoded
-            request.named.extend(str(each) for each in result.named)
-            request.execution = result.execution
+        request = door_pb2.ResultUpdates()
+        for each in ended:
+            update = request.updates.add(
+                tenant=each.tenant, action=str(each.action), audit_json=msgspec.json.encode(each.row)
+            )
+            if each.result is not None:
+                update.result = each.result.encoded
+                update.named.extend(str(name) for name in each.result.named)
+                update.execution = each.result.execution
         try:
             await ResultsStub(session.channel).Update(request, metadata=session.metadata, timeout=_ANSWER_S)
         except grpc.aio.AioRpcError as failure:

@@ -94,6 +94,7 @@ class Door:
                 return answer
             await self.upload(shipment, [Digest.parse(each) for each in answer.missing])
             del request.blobs[:]
+            request.skip_cache = True  # it was asked a moment ago
         raise DependencyError(f"worker {self._route.worker_id} does not keep what it is sent")
 
     async def upload(self, shipment: Shipment, missing: Iterable[Digest]) -> None:

@@ -12,6 +12,7 @@ from typing import Final, NoReturn, Protocol
 
 import structlog
 
+from corral.actions.adapters.grpc_results import EndedExecution
 from corral.actions.adapters.messages import blobs_of_result, read_result, write_result
 from corral.actions.errors import MissingBlobs
 from corral.actions.model import Performed, StoredResult
@@ -29,6 +30,7 @@ from corral.wire.v1 import door_pb2, door_pb2_grpc
 _PIECE: Final = 256 * 1024
 _DIGESTS_MAX: Final = 100_000
 _UNTOLD_MAX: Final = 1000
+_TOLD_TOGETHER: Final = 64
 _log = structlog.get_logger("corral.door")
 
 
@@ -45,7 +47,7 @@ class Results(Protocol):
 
     async def get(self, tenant: str, action: Digest) -> StoredResult | None: ...
 
-    async def tell(self, tenant: str, action: Digest, result: StoredResult | None, row: AuditRow) -> None: ...
+    async def tell(self, ended: Sequence[EndedExecution]) -> None: ...
 
 
 class Toolchains(Protocol):
@@ -73,14 +75,6 @@ class DoorServices:
     new_id: Callable[[], str]
 
 
-@dataclass(frozen=True, slots=True)
-class _Told:
-    tenant: str
-    action: Digest
-    result: StoredResult | None
-    row: AuditRow
-
-
 def signed_message(action: Digest | str, result: bytes) -> bytes:
     """What a signature is over: the action, and the result with every digest in it."""
     return f"corral result 1\n{action}\n".encode() + result
@@ -91,7 +85,7 @@ class DoorServicer(door_pb2_grpc.DoorServicer):
 
     def __init__(self, services: DoorServices) -> None:
         self._services = services
-        self._untold: asyncio.Queue[_Told] = asyncio.Queue(_UNTOLD_MAX)
+        self._untold: asyncio.Queue[EndedExecution] = asyncio.Queue(_UNTOLD_MAX)
         self.busy = 0
 
     async def tell_forever(self) -> NoReturn:
@@ -100,13 +94,16 @@ class DoorServicer(door_pb2_grpc.DoorServicer):
         execution runs again.
         """
         while True:
-            told = await self._untold.get()
+            batch = [await self._untold.get()]
+            while not self._untold.empty() and len(batch) < _TOLD_TOGETHER:
+                batch.append(self._untold.get_nowait())
             try:
-                await self._services.results.tell(told.tenant, told.action, told.result, told.row)
+                await self._services.results.tell(batch)
             except CorralError as error:
-                _log.warning("result-not-told", execution=told.row.task_id, error=error.message)
+                _log.warning("results-not-told", executions=len(batch), error=error.message)
             finally:
-                self._untold.task_done()
+                for _ in batch:
+                    self._untold.task_done()
 
     async def wait_told(self) -> None:
         """Everything that ran has been told, or was lost. Cancellation: safe."""
@@ -182,12 +179,12 @@ class DoorServicer(door_pb2_grpc.DoorServicer):
         services = self._services
         await services.entrance.admit(context, tenant=request.tenant, image=request.image)
         action = Digest.parse(request.action)
-        for blob in request.blobs:
-            await write_bytes(services.blobs, request.tenant, blob)
         if not request.skip_cache:
             cached = await self._cached(request.tenant, action, request.inline_bytes)
             if cached.found:
                 return cached
+        for blob in request.blobs:
+            await write_bytes(services.blobs, request.tenant, blob)
         chain = request.toolchain
         if request.HasField("toolchain"):
             files = list(zip(chain.paths, chain.hashes, strict=False))
@@ -234,7 +231,7 @@ class DoorServicer(door_pb2_grpc.DoorServicer):
         cacheable = performed.succeeded and not performed.do_not_cache
         stored = StoredResult(encoded=encoded, named=performed.named, execution=execution) if cacheable else None
         row = _audit_row(execution, tenant, action, performed, created_s)
-        await self._untold.put(_Told(tenant, action, stored, row))
+        await self._untold.put(EndedExecution(tenant, action, stored, row))
         return await self._answer(tenant, action, encoded, inline_bytes, performed=performed)
 
     async def _answer(

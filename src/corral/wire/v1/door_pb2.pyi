@@ -439,6 +439,26 @@ class ResultUpdate(_message.Message):
 Global___ResultUpdate: _TypeAlias = ResultUpdate  # noqa: Y015
 
 @_typing.final
+class ResultUpdates(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UPDATES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def updates(self) -> _containers.RepeatedCompositeFieldContainer[Global___ResultUpdate]: ...
+    def __init__(
+        self,
+        *,
+        updates: _abc.Iterable[Global___ResultUpdate] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["updates", b"updates"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResultUpdates: _TypeAlias = ResultUpdates  # noqa: Y015
+
+@_typing.final
 class ResultUpdated(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -291,7 +291,7 @@ class ResultsStub:
                 _registered_method=True)
         self.Update = channel.unary_unary(
                 '/corral.v1.Results/Update',
-                request_serializer=corral_dot_wire_dot_v1_dot_door__pb2.ResultUpdate.SerializeToString,
+                request_serializer=corral_dot_wire_dot_v1_dot_door__pb2.ResultUpdates.SerializeToString,
                 response_deserializer=corral_dot_wire_dot_v1_dot_door__pb2.ResultUpdated.FromString,
                 _registered_method=True)
 
@@ -307,7 +307,7 @@ class ResultsServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Update(self, request, context):
-        """Also leaves the audit row of the execution. A result that may not be cached comes with "result" empty.
+        """Also leaves the audit rows of the executions. A result that may not be cached comes with "result" empty.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -323,7 +323,7 @@ def add_ResultsServicer_to_server(servicer, server):
             ),
             'Update': grpc.unary_unary_rpc_method_handler(
                     servicer.Update,
-                    request_deserializer=corral_dot_wire_dot_v1_dot_door__pb2.ResultUpdate.FromString,
+                    request_deserializer=corral_dot_wire_dot_v1_dot_door__pb2.ResultUpdates.FromString,
                     response_serializer=corral_dot_wire_dot_v1_dot_door__pb2.ResultUpdated.SerializeToString,
             ),
     }
@@ -380,7 +380,7 @@ class Results:
             request,
             target,
             '/corral.v1.Results/Update',
-            corral_dot_wire_dot_v1_dot_door__pb2.ResultUpdate.SerializeToString,
+            corral_dot_wire_dot_v1_dot_door__pb2.ResultUpdates.SerializeToString,
             corral_dot_wire_dot_v1_dot_door__pb2.ResultUpdated.FromString,
             options,
             channel_credentials,

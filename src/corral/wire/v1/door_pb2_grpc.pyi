@@ -109,8 +109,8 @@ class ResultsStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ResultsAsyncStub: ...
     Get: _grpc.UnaryUnaryMultiCallable[_door_pb2.ResultRequest, _door_pb2.ResultAnswer]
-    Update: _grpc.UnaryUnaryMultiCallable[_door_pb2.ResultUpdate, _door_pb2.ResultUpdated]
-    """Also leaves the audit row of the execution. A result that may not be cached comes with "result" empty."""
+    Update: _grpc.UnaryUnaryMultiCallable[_door_pb2.ResultUpdates, _door_pb2.ResultUpdated]
+    """Also leaves the audit rows of the executions. A result that may not be cached comes with "result" empty."""
 
 @_typing.type_check_only
 class ResultsAsyncStub(ResultsStub):
@@ -118,8 +118,8 @@ class ResultsAsyncStub(ResultsStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Get: _aio.UnaryUnaryMultiCallable[_door_pb2.ResultRequest, _door_pb2.ResultAnswer]  # type: ignore[assignment]
-    Update: _aio.UnaryUnaryMultiCallable[_door_pb2.ResultUpdate, _door_pb2.ResultUpdated]  # type: ignore[assignment]
-    """Also leaves the audit row of the execution. A result that may not be cached comes with "result" empty."""
+    Update: _aio.UnaryUnaryMultiCallable[_door_pb2.ResultUpdates, _door_pb2.ResultUpdated]  # type: ignore[assignment]
+    """Also leaves the audit rows of the executions. A result that may not be cached comes with "result" empty."""
 
 class ResultsServicer(metaclass=_abc_1.ABCMeta):
     """Results of actions, for workers: the scheduler's action cache."""
@@ -134,9 +134,9 @@ class ResultsServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def Update(
         self,
-        request: _door_pb2.ResultUpdate,
+        request: _door_pb2.ResultUpdates,
         context: _ServicerContext,
     ) -> _typing.Union[_door_pb2.ResultUpdated, _abc.Awaitable[_door_pb2.ResultUpdated]]:
-        """Also leaves the audit row of the execution. A result that may not be cached comes with "result" empty."""
+        """Also leaves the audit rows of the executions. A result that may not be cached comes with "result" empty."""
 
 def add_ResultsServicer_to_server(servicer: ResultsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
