@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 
+from bench import compile as compiles
 from bench import (
     compile_fleet,
     functions,
@@ -27,6 +28,7 @@ BENCHMARKS: dict[str, Callable[[], Sequence[Row]]] = {
     "functions_idle": functions_idle.measure,
     "functions": functions.measure,
     "functions_switch": functions_switch.measure,
+    "compile": compiles.measure,
     "compile_fleet": compile_fleet.measure,
     "idle": idle.measure,
     "leaks": leaks.measure,
