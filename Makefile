@@ -10,7 +10,7 @@ help:            ## what can be made
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
 demo: venv       ## build and test a real C project in sandboxes, and see what Corral tells about it
-	@$(BIN)/python examples/demo.py
+	@PYTHONPATH=examples $(BIN)/python -m demo
 
 test:            ## everything: installs what the tests need, then runs them all
 	@.ci/system-packages test
