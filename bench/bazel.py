@@ -1,0 +1,90 @@
+"""217 small actions of a real Bazel: run by Corral, found in its cache, and beside Bazel's own local sandbox.
+
+The workspace is 200 genrules and a C library, a program, tests and a generated header around them. Times are Bazel's
+own ("Elapsed time"), so that the start of its server does not count.
+"""
+
+import re
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench import casd_peer
+from bench.report import Row, at_most, beside
+from corral.testing.bazel import Bazel, NoBazel, bazel_program, write_workspace
+from corral.testing.processes import CorralProcess, public_directory
+
+_GENRULES = 200
+_ACTIONS = _GENRULES + 17
+_JOBS = "--jobs=8"
+_COLD_BOUND, _CACHED_BOUND = 1.4, 0.27
+_ELAPSED = re.compile(r"^INFO: Elapsed time: ([0-9.]+)s", re.MULTILINE)
+
+
+def measure() -> list[Row]:
+    """The rows of Bazel; none, with the reason, where there is no Bazel."""
+    try:
+        program = bazel_program()
+    except NoBazel as reason:
+        print(f"no Bazel here: {reason}", file=sys.stderr)
+        return []
+    with tempfile.TemporaryDirectory(prefix="bench-bazel-", dir="/tmp") as home:
+        workspace = Path(home) / "workspace"
+        write_workspace(workspace, genrules=_GENRULES)
+        with Bazel(program, Path(home), workspace) as bazel:
+            bazel.run("build", "--nobuild", "//...")  # starts the server and reads the workspace
+            local_s = min(_timed(bazel, "--spawn_strategy=sandboxed", "--genrule_strategy=sandboxed") for _ in range(2))
+            cold_s, cached_s, minimal_s = _with_corral(bazel)
+            theirs = _with_casd(bazel)
+    rows = [
+        at_most(f"Bazel, {_ACTIONS} actions, cold", cold_s, "local sandbox", local_s, times=_COLD_BOUND),
+        at_most(f"Bazel, {_ACTIONS} actions, cached", cached_s, "local sandbox", local_s, times=_CACHED_BOUND),
+        beside(f"Bazel, {_ACTIONS} actions, cached, least download", minimal_s, "local sandbox", local_s),
+    ]
+    if theirs:
+        rows.append(beside(f"Bazel, {_ACTIONS} actions, cold", cold_s, "casd", theirs[0]))
+        rows.append(beside(f"Bazel, {_ACTIONS} actions, cached", cached_s, "casd", theirs[1]))
+    return rows
+
+
+def _with_corral(bazel: Bazel) -> tuple[float, float, float]:
+    settings = ("scheduler.http=127.0.0.1:0", "scheduler.grpc=127.0.0.1:0", "reapi.address=127.0.0.1:0")
+    with public_directory() as home:
+        corral = CorralProcess("up", home, *settings)
+        try:
+            corral.start()
+            return _cold_and_cached(bazel, corral.reapi)
+        finally:
+            corral.stop()
+
+
+def _with_casd(bazel: Bazel) -> tuple[float, float, float] | None:
+    try:
+        with casd_peer.running(executes=True) as casd:
+            return _cold_and_cached(bazel, casd.address)
+    except casd_peer.NoPeer as reason:
+        print(f"no casd here: {reason}", file=sys.stderr)
+        return None
+
+
+def _cold_and_cached(bazel: Bazel, address: str) -> tuple[float, float, float]:
+    remote = f"--remote_executor=grpc://{address}"
+    cold_s = _timed(bazel, remote, expect="remote")
+    cached_s = min(_timed(bazel, remote, expect="remote cache hit") for _ in range(2))
+    minimal_s = _timed(bazel, remote, "--remote_download_minimal", expect="remote cache hit")
+    return cold_s, cached_s, minimal_s
+
+
+def _timed(bazel: Bazel, *arguments: str, expect: str = "") -> float:
+    """Seconds of a test of everything from nothing; checks where the actions ran."""
+    bazel.run("clean")
+    done = bazel.run("test", _JOBS, *arguments, "//...")
+    if done.status or (expect and set(done.processes) != {expect}):
+        raise SystemExit(f"Bazel did not do what is measured (ran: {done.processes}):\n{done.words[-2000:]}")
+    return _elapsed(done.words)
+
+
+def _elapsed(words: str) -> float:
+    times: Sequence[str] = _ELAPSED.findall(words)
+    return float(times[-1])
