@@ -3,9 +3,9 @@
 import sys
 from collections.abc import Callable, Sequence
 
-from bench import bazel, compile as compiles, reapi
 from bench import (
     actions,
+    bazel,
     compile_fleet,
     functions,
     functions_idle,
@@ -14,9 +14,11 @@ from bench import (
     images,
     leaks,
     machines,
+    reapi,
     sandboxes,
     tasks,
 )
+from bench import compile as compiles
 from bench.machine import description
 from bench.report import Row, table
 
