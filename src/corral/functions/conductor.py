@@ -277,7 +277,7 @@ class Conductor:
             in_flight=in_flight,
             totals=self._total(key),
             unmet=self._unmet.get(key, ""),
-            failing=health.broken or (health.last_failure if health.failures else ""),
+            failing=health.broken or health.last_failure,
         )
 
     def fronts(self) -> list[str]:
@@ -503,7 +503,7 @@ class Conductor:
     def _heard_phase(self, worker: str, report: InstanceReport) -> None:
         health = self._healths.get(report.key, Health())
         if report.phase is InstancePhase.READY:
-            self._healths[report.key] = scaling.became_ready(health)
+            self._healths[report.key] = scaling.became_ready(health, now_s=self._clock.monotonic_s())
             self._avoid.pop(report.key, None)
         elif report.phase is InstancePhase.FAILED:
             text = report.text or report.reason

@@ -20,7 +20,7 @@ class FunctionsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         tick_s: how often all is compared without a hint; reports and changes are acted on at once.
         report_s: how often workers tell statistics when nothing else changes.
         drain_s: how long requests of an instance that leaves may take to end.
-        backoff_first_s, backoff_last_s: pauses after failed starts of a revision; they double.
+        backoff_first_s, backoff_last_s: pauses after failed starts, and early ends, of a revision; they double.
         breaker_failures: failed starts in a row by the revision's own fault that break it.
         breaker_requests: so many requests within ``breaker_window_s``, all of which trapped or timed out, break it.
         history_keep: changes of a function that are kept.

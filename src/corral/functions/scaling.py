@@ -48,8 +48,9 @@ class Health:
     """What the starts and requests of a revision tell about it.
 
     Attributes:
-        failures: failed starts in a row; ``blamed`` of them by its own fault.
+        failures: rounds of failed starts, or of early ends, in a row; ``blamed`` rounds of starts by its own fault.
         retry_at_s: no new start before then.
+        ready_s: when a start succeeded last; None after one that failed.
         seen: (instant, requests, bad ones) as counted since the scheduler started, newest last.
         broken: why it must not run any more; "" while it may.
         last_failure: of the newest failed start, in one sentence.
@@ -58,27 +59,42 @@ class Health:
     failures: int = 0
     blamed: int = 0
     retry_at_s: float = 0.0
+    ready_s: float | None = None
     seen: tuple[tuple[float, int, int], ...] = ()
     broken: str = ""
     last_failure: str = ""
 
 
 def start_failed(health: Health, *, blame: bool, text: str, now_s: float, config: FunctionsConfig) -> Health:
-    """An instance could not be started, or ended by itself."""
-    failures = min(health.failures + 1, _STARTS_KEPT)
+    """An instance could not be started, or ended by itself.
+
+    Those that fail before the next start is allowed, such as all in one process, are one round. An instance that was
+    well for ``breaker_window_s`` begins anew.
+    """
+    if now_s < health.retry_at_s:
+        return replace(health, blamed=max(health.blamed, int(blame)), last_failure=text)
+    well = health.ready_s is not None and now_s >= health.ready_s + config.breaker_window_s
+    failures = 1 if well else min(health.failures + 1, _STARTS_KEPT)
     pause_s = min(config.backoff_first_s * 2.0 ** min(failures - 1, 60), config.backoff_last_s)
     blamed = health.blamed + 1 if blame else health.blamed
     broken = health.broken
     if blamed >= config.breaker_failures and not broken:
         broken = f"{blamed} starts failed in a row, the last one with: {text}"
+    retry_at_s = now_s + pause_s
     return replace(
-        health, failures=failures, blamed=blamed, retry_at_s=now_s + pause_s, broken=broken, last_failure=text
+        health,
+        failures=failures,
+        blamed=blamed,
+        retry_at_s=retry_at_s,
+        ready_s=None,
+        broken=broken,
+        last_failure=text,
     )
 
 
-def became_ready(health: Health) -> Health:
+def became_ready(health: Health, *, now_s: float) -> Health:
     """A start succeeded."""
-    return replace(health, failures=0, blamed=0, retry_at_s=0.0)
+    return replace(health, blamed=0, retry_at_s=0.0, ready_s=now_s, last_failure="")
 
 
 def counted(health: Health, *, requests: int, bad: int, now_s: float, config: FunctionsConfig) -> Health:
