@@ -122,6 +122,7 @@ struct source {
 
 _Noreturn void loop_run(void);
 void watch(struct source *, bool for_writing);
+void watch_link_again(void);
 void unwatch(struct source *);
 void close_source(struct source *);
 _Noreturn void violation(const char *what);

@@ -108,6 +108,13 @@ void close_source(struct source *s) {
     }
 }
 
+/* A kernel that was restored (gVisor's) may have forgotten that it was to tell us of the link. */
+void watch_link_again(void) {
+    unwatch(&link_source);
+    watch(&link_source, false);
+    link_writes = false;
+}
+
 void stream_add(struct stream *s, uint32_t id, enum stream_kind kind) {
     s->id = id;
     s->kind = kind;

@@ -37,6 +37,7 @@ void on_reseed(const struct frame *f) {
     if (!decode_reseed(f, &r))
         violation("a malformed RESEED");
     if (settings.steward < 0) {
+        watch_link_again();
         send_sentence(T_RESEEDED, f->stream, NULL, 0, "clock, chance and names are those of the host");
         return;
     }

@@ -22,7 +22,7 @@ from corral.sandboxes.ports import Box, Runtime
 KITS_VARIABLE: Final = "CORRAL_TEST_KITS"
 PROGRAMS: Final = (
     *("sh", "cat", "ls", "head", "tail", "sleep", "mkfifo", "setsid", "env", "cut", "tr", "grep", "unshare", "yes"),
-    *("touch", "mkdir", "chmod", "rm", "cp", "test", "id", "true", "echo", "hostname", "date", "seq", "wc"),
+    *("touch", "mkdir", "chmod", "rm", "cp", "test", "id", "true", "echo", "hostname", "date", "seq", "wc", "od"),
 )
 _NEEDED: Final = ("qemu-system-x86_64", "mksquashfs")
 

@@ -13,7 +13,7 @@ from typing import Final, Literal
 from corral.kernel.concurrency import finish
 from corral.kernel.errors import CorralError, SandboxFailed
 from corral.sandboxes.cgroups import Cgroup
-from corral.sandboxes.link import Link, Setup
+from corral.sandboxes.link import Link, Reseed, Setup
 from corral.sandboxes.model import SandboxSpec
 from corral.sandboxes.ports import LimitEvents
 from corral.sandboxes.runtimes.child import Child, launcher_path
@@ -64,6 +64,7 @@ class Launch:
         descriptors: become 3, 4, … of the program, from the one after the link.
         program: the one of these numbers that is executed instead of ``argv[0]``; closed on the way.
         env: its environment; the agent passes none of it on.
+        reseed: the agent was frozen after its setup; it is told this instead.
         folder: a directory that goes when the box goes.
         show: (directory, place): what ``user`` cannot reach by itself is shown to it there, and to nobody else.
         greet: what is said on the stream before the agent is there to be set up; it may raise CorralError.
@@ -78,6 +79,7 @@ class Launch:
     descriptors: Sequence[int] = ()
     program: int | None = None
     env: tuple[tuple[str, str], ...] = ()
+    reseed: Reseed | None = None
     folder: Path | None = None
     show: tuple[str, str] | None = None
     greet: Callable[[socket.socket], Awaitable[None]] | None = None
@@ -155,7 +157,10 @@ class ProcessBox:
             if launch.greet is not None:
                 ours.setblocking(False)
                 await launch.greet(ours)
-            self._link = await Link.open(ours, launch.setup, within_s=within_s)
+            if launch.reseed is None:
+                self._link = await Link.open(ours, launch.setup, within_s=within_s)
+            else:
+                self._link = await Link.resume(ours, launch.setup, launch.reseed, within_s=within_s)
 
         await self._run(launch, set_up, within_s)
 

@@ -4,6 +4,10 @@ runsc runs as an unprivileged user of the tenant, without network and without co
 sandbox lives in the box's group. Its kernel is a process like any other there, so a sandbox that uses up its memory
 ends as a whole, and its execs end as OUT_OF_MEMORY (``Sandbox``).
 
+Checkpoints are its own: the sandbox's kernel writes itself to a file and ends. It can be restored only by a runsc that
+root runs (runsc refuses it without), whose kernel then is the user "nobody" in an empty root; so a worker that is not
+root has no snapshots.
+
 What this kernel cannot do is told by ``capabilities`` and ``Link.notes``: it bounds the bytes of a folder but not the
 number of files, and processes only together with its own threads (beyond them the sandbox ends).
 """
@@ -11,24 +15,32 @@ number of files, and processes only together with its own threads (beyond them t
 import asyncio
 import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
 import msgspec
 import structlog
 
+from corral.kernel.concurrency import finish
+from corral.kernel.digest import Digest
 from corral.kernel.errors import InvalidSpec, SandboxFailed
 from corral.sandboxes import seccomp
-from corral.sandboxes.link import Setup
-from corral.sandboxes.model import MIB, Capabilities, SandboxSpec
+from corral.sandboxes.link import Reseed, Setup
+from corral.sandboxes.model import GIB, MIB, Capabilities, SandboxSpec
 from corral.sandboxes.ports import Box
 from corral.sandboxes.runtimes import bundle
-from corral.sandboxes.runtimes.box import Launch, Overhead, start_box
+from corral.sandboxes.runtimes.box import Launch, Overhead, ProcessBox, start_box
+from corral.sandboxes.runtimes.child import run_to_end
 from corral.sandboxes.runtimes.home import Home
 from corral.sandboxes.runtimes.programs import Policy, find_program
 from corral.sandboxes.runtimes.rootfs import Roots
+from corral.sandboxes.runtimes.snapshots import Note, Snapshots
 from corral.sandboxes.runtimes.tenant_users import IDS_PER_TENANT, TENANTS_MAX, TenantUsers
 
 _log = structlog.get_logger(__name__)
+_IMAGE: Final = "image"
+_CHECKPOINT_WITHIN_S: Final = 60.0
+_STOP_WITHIN_S: Final = 15.0
 PLATFORMS: Final = ("systrap", "ptrace", "kvm")
 # runsc itself, its kernel and its file server; and up to two threads of the kernel for each process of the sandbox
 _MEMORY_OF_OURS: Final = 160 * MIB
@@ -43,11 +55,13 @@ class GvisorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         program: name or path of runsc; "" takes the one that is installed.
         platform: "systrap", "ptrace" or "kvm"; "" takes the first that starts a sandbox, in this order.
         vulnerable: what to do when its version has known vulnerabilities: "warn" or "refuse".
+        snapshot_bytes_max: of all checkpoints on disk.
     """
 
     program: str = ""
     platform: str = ""
     vulnerable: Policy = Policy.WARN
+    snapshot_bytes_max: int = 4 * GIB
 
     def __post_init__(self) -> None:
         if self.platform not in ("", *PLATFORMS):
@@ -80,10 +94,15 @@ class GvisorRuntime:
         self._choosing = asyncio.Lock()
         hard = home.cgroups.hard
         self.capabilities = Capabilities(
-            kernel_boundary=True, terminal=True, memory_limit="memory" in hard, disk_limit=True
+            kernel_boundary=True,
+            snapshot=self._users is not None,
+            terminal=True,
+            memory_limit="memory" in hard,
+            disk_limit=True,
         )
         self._seccomp = seccomp.program()
         self._roots: Roots | None = Roots(home, self.name, uid=first_user if self._users else None)
+        self._snapshots = Snapshots(home.directory / "snapshots-gvisor", bytes_max=config.snapshot_bytes_max)
 
     @property
     def about(self) -> str:
@@ -128,10 +147,7 @@ class GvisorRuntime:
                 os.chown(state, user, user)
             bundle.write(folder, spec, root, bundle.Shape(bounded_files=False))
             return Launch(
-                argv=[
-                    *(str(self.program.path), "--root", str(state), "--rootless", "--platform", platform),
-                    *("--network=none", "--ignore-cgroups", "run", "--bundle", str(folder), spec.id),
-                ],
+                argv=[*self._runsc(folder, platform), "run", "--bundle", str(folder), spec.id],
                 setup=self._setup(spec),
                 show=root.show,
                 user=None if user is None else (user, user),
@@ -146,6 +162,67 @@ class GvisorRuntime:
             overhead=_overhead(spec),
         )
 
+    async def snapshot(self, box: Box) -> Digest:
+        """See ``ports.Snapshotting``."""
+        roots, users = self._roots, self._users
+        if roots is None or users is None or not isinstance(box, ProcessBox) or not self.platform:
+            raise InvalidSpec("this box was not started by a gvisor runtime that can freeze it")
+        spec, folder = box.spec, roots.boxes / box.spec.id
+        image, user = folder / _IMAGE, users.of(spec.tenant)
+        try:
+            image.mkdir(mode=0o700)
+            os.chown(image, user, user)
+            command = [*self._runsc(folder, self.platform), "checkpoint", "--image-path", str(image), spec.id]
+            await run_to_end(command, user=(user, user), within_s=_CHECKPOINT_WITHIN_S)
+            note = Note(made_by=self._made_by, tenant=spec.tenant, root=spec.root, size=spec.size, id=spec.id)
+            files = {file.name: file for file in image.iterdir()}
+            return await asyncio.to_thread(self._snapshots.keep, note, files)
+        except OSError as error:
+            raise SandboxFailed(f"the sandbox cannot be frozen: {error}") from error
+        finally:
+            await finish(box.stop(), within_s=_STOP_WITHIN_S)
+
+    async def restore(self, snapshot: Digest, spec: SandboxSpec) -> Box:
+        """See ``ports.Snapshotting``."""
+        if self._roots is None:
+            raise SandboxFailed("the gvisor runtime is closed")
+        found = await asyncio.to_thread(self._snapshots.find, snapshot)
+        if mistake := found.note.mistake(spec):
+            raise InvalidSpec(f"snapshot {snapshot} cannot become {spec.id}: {mistake}")
+        root = self._roots.root(spec.root)
+        folder = self._roots.boxes / spec.id
+        image = next(iter(found.files.values())).parent
+
+        def prepare() -> Launch:
+            folder.mkdir(mode=0o711)
+            (folder / "state").mkdir(mode=0o700)
+            bundle.write(folder, spec, root, bundle.Shape(bounded_files=False))
+            runsc = [word for word in self._runsc(folder, self.platform) if word != "--rootless"]
+            return Launch(
+                argv=[*runsc, "restore", "--image-path", str(image), "--bundle", str(folder), spec.id],
+                setup=self._setup(spec),
+                reseed=Reseed(unix_ns=0),  # clock and randomness are the host's, the host name is the bundle's
+                show=root.show,
+            )
+
+        return await start_box(
+            spec, self._home, prepare, within_s=self._start_within_s, folder=folder, overhead=_overhead(spec)
+        )
+
+    async def forget(self, snapshot: Digest) -> None:
+        """See ``ports.Snapshotting``."""
+        await asyncio.to_thread(self._snapshots.drop, snapshot)
+
+    @property
+    def _made_by(self) -> str:
+        return f"{self.program.about} {self.platform}"
+
+    def _runsc(self, folder: Path, platform: str) -> list[str]:
+        return [
+            *(str(self.program.path), "--root", str(folder / "state"), "--rootless", "--platform", platform),
+            *("--network=none", "--ignore-cgroups"),
+        ]
+
     def _setup(self, spec: SandboxSpec) -> Setup:
         return replace(Setup.bounded(spec.size, seccomp=self._seccomp), mounts=(), forbid_user_namespaces=False)
 
@@ -157,6 +234,7 @@ class GvisorRuntime:
         roots, self._roots = self._roots, None
         if roots is not None:
             roots.close()
+            self._snapshots.close()
 
 
 def _overhead(spec: SandboxSpec) -> Overhead:
