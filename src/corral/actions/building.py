@@ -65,8 +65,7 @@ class TreeBuilder:
             digest = made[path] = Digest.of(data, self._function)
             blobs[digest] = data
             if path:
-                distinct.pop(digest, None)  # kept at its shallowest place, so that parents come first
-                distinct[digest] = directory
+                distinct.setdefault(digest, directory)  # where it lies deepest: below everything that names it
             else:
                 top = directory
         return BuiltTree(made[""], top, tuple(reversed(distinct.values())), blobs)

@@ -25,12 +25,14 @@ from corral.client.action_model import ActionView, ExecutionView, OutputView
 from corral.client.blobs import RestBlobs
 from corral.client.connection import Connection, segment
 from corral.kernel.digest import Digest, Digester, HashFunction
-from corral.kernel.errors import InvalidSpec
+from corral.kernel.errors import InvalidSpec, SchedulerUnavailable
 
 _MINE: Final = ""
 _MESSAGE_BYTES_MAX: Final = 64 * 1024**2
 _AT_ONCE: Final = 8
 _POLL_S: Final = 20.0
+_RETRY_S: Final = 0.25
+_ABSENT_MAX_S: Final = 60.0
 _PIECE_BYTES: Final = 1024**2
 
 OnUpdate = Callable[[ExecutionView], None]
@@ -97,15 +99,37 @@ class Actions:
 
         Cancellation: the execution goes on; ``cancel`` ends it.
         """
-        query = {"wait_s": _POLL_S, "priority": priority, "skip_cache_lookup": skip_cache_lookup or None}
-        view = await self._connection.call(
-            "POST", f"/actions/{segment(str(action))}/execute", ExecutionView, query=query, timeout_s=_POLL_S + 30
-        )
+        view = await self.begin(action, skip_cache_lookup=skip_cache_lookup, priority=priority, wait_s=_POLL_S)
         on_update(view)
-        while not view.done:
-            view = await self.wait(view.execution, wait_s=_POLL_S)
+        return view if view.done else await self.wait_ended(view.execution, on_update=on_update)
+
+    async def begin(
+        self, action: Digest, *, skip_cache_lookup: bool = False, priority: int = 0, wait_s: float = 0.0
+    ) -> ExecutionView:
+        """Begin to execute a stored action, or find its result; waits up to ``wait_s`` for the end."""
+        query = {"wait_s": wait_s, "priority": priority, "skip_cache_lookup": skip_cache_lookup or None}
+        path = f"/actions/{segment(str(action))}/execute"
+        return await self._connection.call("POST", path, ExecutionView, query=query, timeout_s=wait_s + 30)
+
+    async def wait_ended(self, execution: str, *, on_update: OnUpdate = _nobody) -> ExecutionView:
+        """The end of an execution, whatever that is. A scheduler that is restarted meanwhile is waited for.
+
+        Raises: NotFound; SchedulerUnavailable when none answers for a minute.
+        """
+        absent_s = 0.0
+        while True:
+            try:
+                view = await self.wait(execution, wait_s=_POLL_S)
+            except SchedulerUnavailable:
+                if absent_s >= _ABSENT_MAX_S:
+                    raise
+                absent_s += _RETRY_S
+                await asyncio.sleep(_RETRY_S)
+                continue
+            absent_s = 0.0
             on_update(view)
-        return view
+            if view.done:
+                return view
 
     async def wait(self, execution: str, *, wait_s: float = 0.0) -> ExecutionView:
         """Where an execution stands, after up to ``wait_s``. Raises NotFound."""
