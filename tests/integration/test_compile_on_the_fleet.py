@@ -86,7 +86,10 @@ def test_a_compile_runs_in_a_sandbox_of_a_worker_and_the_next_user_finds_it(
     assert (rows[0]["runtime"], rows[0]["phase"]) == ("bubblewrap", "completed")
     with compiles(settings) as second:
         assert _compile(second, project)[0] == made
-        assert second.outcomes() == ["remote-hit"]
+        (project / "inc" / "x.h").write_text("#define X 2\n")
+        assert _compile(second, project)[0] != made
+        events = second.events()
+    assert [(each.outcome.value, each.why) for each in events] == [("remote-hit", ""), ("remote-run", "header")]
 
 
 def test_a_dead_scheduler_costs_one_line_and_no_build(tmp_path: Path) -> None:

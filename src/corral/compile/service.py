@@ -282,7 +282,8 @@ class CompileService:
             # The compiler will say in its own words what is wrong with the place.
             _log.info("not placed", source=plan.source, error=str(error))
             return None
-        self._teller.hit(plan, live, outcome, saved_s=result.duration_s)
+        if outcome is not Outcome.REMOTE_RUN:  # that was a miss, and is told as such
+            self._teller.hit(plan, live, outcome, saved_s=result.duration_s)
         return frames.hit(0, here(result.stdout), here(result.stderr))
 
     def _run(self, plan: Plan, caller: Caller) -> bytes:
@@ -350,7 +351,6 @@ class CompileService:
         await self._in_thread(partial(self._store.adopt, plan.request_key, found.include_set, found.entry))
         live = LiveSet(found.include_set, found.entry.key, plan.root)
         plan.remember(live, at_most=self._config.include_sets)
-        answer = self._place(plan, live, found.entry, umask, found.outcome)
         if found.outcome is Outcome.REMOTE_RUN:
             tell = partial(
                 self._teller.ran,
@@ -360,8 +360,9 @@ class CompileService:
                 result_key=found.entry.key,
                 worker=found.worker,
             )
-            await self._in_thread(tell)
-        return answer
+            why = await self._in_thread(tell)
+            self._teller.event(plan, found.outcome, why=why, took_s=found.entry.result.duration_s)
+        return self._place(plan, live, found.entry, umask, found.outcome)
 
     def _note(self, caller: Caller, text: str) -> None:
         """One line for the user, not for each of a thousand compiles."""
