@@ -1,6 +1,7 @@
 """Functions over the real stream: a scheduler, workers without Wasm, and fronts that route by what is pushed."""
 
 import asyncio
+import random
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -473,3 +474,54 @@ async def test_a_scheduler_that_starts_again_adopts_what_runs_and_fronts_route_m
             await until(lambda: host.table.epoch == epoch)
             assert (await host.call("/functions/hello"))[2] == before
             assert host.live() == [before]
+
+
+async def die_again_and_again(
+    functions: Functions, hosts: list[MemoryHost], workers: dict[str, AsyncExitStack], rng: random.Random
+) -> None:
+    """An instance dies thirty times, a worker once, and the default changes twice."""
+    for number in range(30):
+        host = rng.choice(hosts)
+        if live := host.live():
+            host.crash(rng.choice(live))
+        if number in (10, 20):
+            await functions.switch_on(HELLO, "v2" if number == 10 else "v1", actor="test")
+        if number == 15:
+            gone = hosts.pop()
+            for instance in gone.live():
+                gone.crash(instance)
+            await workers[gone.worker].aclose()
+        await asyncio.sleep(0.03)
+
+
+async def test_instances_and_workers_that_die_under_load_cost_no_request_and_send_none_astray(tmp_path: Path) -> None:
+    blobs, network = MemoryBlobs(), MemoryNetwork()
+    async with a_scheduler(MemoryFunctionStore(), blobs, tmp_path) as (functions, port), AsyncExitStack() as stack:
+        front = MemoryHost("wrk_front", network, instances=0)
+        hosts = [MemoryHost(f"wrk_{name}", network, work_s=0.002) for name in "abc"]
+        await stack.enter_async_context(a_worker(front, port))
+        workers = {host.worker: AsyncExitStack() for host in hosts}
+        for host in hosts:
+            await workers[host.worker].enter_async_context(a_worker(host, port))
+            stack.push_async_exit(workers[host.worker])
+        await until(lambda: len(functions.conductor.hosts()) == 4)
+        for revision in ("v1", "v2"):
+            scale = Scale(min=3, max=6, target=1.0)
+            await functions.deploy(await a_deployment(blobs, revision, scale=scale), actor="test")
+        answers: Counter[tuple[int, str]] = Counter()
+        done = asyncio.Event()
+
+        async def ask() -> None:
+            while not done.is_set():
+                status, revision, _ = await front.call("/functions/hello")
+                answers[status, revision] += 1
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(4):
+                group.create_task(ask())
+            await die_again_and_again(functions, hosts, workers, random.Random(11))
+            done.set()
+
+        assert functions.get(HELLO).state.default == "v1"
+        assert set(answers) == {(200, "v1"), (200, "v2")}
+        assert sum(answers.values()) > 100
