@@ -35,14 +35,22 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  #
 
     def __init__(self, answer: Answer = abort) -> None:
         self._answer = answer
+        self._known: dict[str, tuple[Any, Any]] = {}  # by method: its handler, and that one wrapped
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
-        handler = await continuation(handler_call_details)  # None: no such method
-        return _wrapped(handler, str(handler_call_details.method), self._answer) if handler is not None else None
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None  # no such method
+        method = str(handler_call_details.method)
+        plain, wrapped = self._known.get(method, (None, None))
+        if plain is not handler:
+            wrapped = _wrapped(handler, method, self._answer)
+            self._known[method] = handler, wrapped
+        return wrapped
 
 
 def _wrapped(handler: Any, method: str, answer: Answer) -> Any:
