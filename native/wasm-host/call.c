@@ -275,6 +275,17 @@ static enum outcome outcome_of_trap(wasm_trap_t *trap) {
   return code == TRAP_STACK_OVERFLOW ? OUTCOME_STACK : code == TRAP_OUT_OF_FUEL ? OUTCOME_FUEL : OUTCOME_TRAP;
 }
 
+/* What the log says of it first; NULL: nothing to tell. */
+static const char *const reasons[OUTCOME_BROKEN + 1] = {
+    [OUTCOME_TRAP] = "trap",
+    [OUTCOME_WALL] = "stopped: it did not answer within limits.wall_s; it was here:",
+    [OUTCOME_CPU] = "stopped: it used more processor time than limits.cpu_s; it was here:",
+    [OUTCOME_FUEL] = "stopped: it executed more instructions than limits.fuel; it was here:",
+    [OUTCOME_MEMORY] = "not started: it needs more memory or larger tables than its limits:",
+    [OUTCOME_STACK] = "trap: it used more stack than limits.stack_bytes:",
+    [OUTCOME_OUTPUT] = "stopped: it answered with more than limits.response_bytes; it was here:",
+};
+
 /* The verdict over what the engine gave back; takes both. */
 static enum outcome conclude(struct call *call, wasmtime_error_t *error, wasm_trap_t *trap, bool instantiating) {
   enum outcome outcome = OUTCOME_OK;
@@ -287,8 +298,14 @@ static enum outcome conclude(struct call *call, wasmtime_error_t *error, wasm_tr
   }
   if (call->exited) outcome = call->exit_code == 0 ? OUTCOME_OK : OUTCOME_EXIT;
   if (call->verdict) outcome = call->verdict;
-  if (text != NULL && outcome != OUTCOME_OK && outcome != OUTCOME_EXIT && outcome != OUTCOME_CANCELED)
-    log_send(call, 1, (const uint8_t *)text, (uint32_t)strlen(text));
+  if (text != NULL && reasons[outcome] != NULL) {
+    size_t size = strlen(reasons[outcome]) + strlen(text) + 2;
+    char *both = malloc(size);
+    if (both == NULL) abort();
+    snprintf(both, size, "%s\n%s", reasons[outcome], text);
+    log_send(call, 1, (const uint8_t *)both, (uint32_t)strlen(both));
+    free(both);
+  }
   free(text);
   return outcome;
 }

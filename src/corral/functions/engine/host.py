@@ -50,6 +50,7 @@ _DRAIN_LOOK_S: Final = 0.05
 _ENDED_S: Final = 10.0
 _FOR_EVER_S: Final = 1e9
 _LINE_MAX: Final = 4096
+_ENGINE_NOTE: Final = "note: using the `WASMTIME_BACKTRACE_DETAILS"
 _log = structlog.get_logger("corral.functions.engine")
 
 HostKey = tuple[str, int, bool]
@@ -382,7 +383,8 @@ class WorkerFunctions:
         instance = self._instances.get(instance_id)
         if instance is not None:
             for line in data.decode("utf-8", "replace").splitlines():
-                self._line(instance, stream, request_id, line)
+                if stream != "engine" or (line.strip() and not line.startswith(_ENGINE_NOTE)):
+                    self._line(instance, stream, request_id, line)
 
     def _line(self, instance: Instance, stream: str, request_id: str, text: str) -> None:
         self._on_log(
