@@ -12,7 +12,7 @@ from corral.actions.model import Ended
 from corral.blobs.content import write_bytes
 from corral.doors.reapi.config import ReapiConfig
 from corral.kernel.digest import Digest, HashFunction
-from corral.kernel.errors import SandboxLost
+from corral.kernel.errors import Conflict, InvalidSpec, QuotaExceeded, SandboxLost
 from corral.testing.reapi_door import Door, open_door
 from corral.wire.reapi import operations_pb2 as operations
 from corral.wire.reapi import remote_execution_pb2 as reapi
@@ -278,14 +278,25 @@ async def test_an_end_that_was_not_the_commands_own_keeps_its_output(ended: Ende
     assert (answer.status.code, answer.result.stdout_raw, answer.message) == (code, b"so far", "why it ended")
 
 
-async def test_a_worker_that_died_is_worth_another_try() -> None:
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (SandboxLost("the sandbox died"), Code.UNAVAILABLE),
+        (Conflict("the execution was canceled"), Code.CANCELLED),
+        (InvalidSpec("no such program"), Code.INVALID_ARGUMENT),
+        (QuotaExceeded("the tenant's bytes are used up"), Code.RESOURCE_EXHAUSTED),
+        (RuntimeError("a defect"), Code.INTERNAL),
+    ],
+)
+async def test_a_failure_of_ours_has_the_status_that_tells_the_client_what_to_do(error: Exception, code: Code) -> None:
     async with open_door() as door:
         action = await put_action(door)
         call = ExecutionStub(door.channel).Execute(reapi.ExecuteRequest(action_digest=action))
-        door.queue.end(await door.queue.wait_submitted(), None, error=SandboxLost("the sandbox died"))
+        door.queue.end(await door.queue.wait_submitted(), None, error=error)
         *_, ended = [each async for each in call]
 
-    assert answer_of(ended).status.code == Code.UNAVAILABLE.value[0]
+    assert answer_of(ended).status.code == code.value[0]
+    assert "defect" not in answer_of(ended).status.message
 
 
 async def test_an_operation_can_be_looked_at_and_canceled() -> None:

@@ -13,11 +13,11 @@ from google.protobuf.empty_pb2 import Empty
 from corral.actions.adapters.messages import digest_from, digest_to
 from corral.actions.model import Ended, ExecutionOutcome, ExecutionUpdate, Stage
 from corral.doors.reapi.entrance import EXECUTE, READ_RESULTS, Entrance
-from corral.doors.reapi.failures import DEADLINE_EXCEEDED, status_message
+from corral.doors.reapi.failures import CANCELLED, DEADLINE_EXCEEDED, status_message
 from corral.doors.reapi.inline import Inliner, Wanted
 from corral.doors.reapi.names import ON_WIRE, function_of
 from corral.doors.reapi.services import Services
-from corral.kernel.errors import CorralError, NotFound
+from corral.kernel.errors import Conflict, CorralError, NotFound
 from corral.wire.reapi import operations_pb2 as operations
 from corral.wire.reapi import operations_pb2_grpc as operations_grpc
 from corral.wire.reapi import remote_execution_pb2 as reapi
@@ -123,6 +123,8 @@ async def operation_of(tenant: str, update: ExecutionUpdate, inliner: Inliner, w
 
 def _status(outcome: ExecutionOutcome) -> Status:
     """OK whenever the command ran to an end of its own, whatever its exit code or the signal that it died of."""
+    if isinstance(outcome.error, Conflict):
+        return Status(code=CANCELLED, message=str(outcome.error))
     if isinstance(outcome.error, CorralError):
         return status_message(outcome.error)
     if outcome.error is not None:

@@ -20,6 +20,7 @@ from corral.wire.reapi.error_details_pb2 import BadRequest, PreconditionFailure,
 from corral.wire.reapi.status_pb2 import Status
 from corral.wire.server import Context
 
+CANCELLED: Final = 1
 DEADLINE_EXCEEDED: Final = 4
 _DETAILS_KEY: Final = "grpc-status-details-bin"
 _VIOLATIONS_MAX: Final = 50  # in metadata, which gRPC bounds to 8 KiB
