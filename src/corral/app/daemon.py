@@ -21,6 +21,7 @@ import uvloop
 
 from corral.compile.elsewhere import Elsewhere
 from corral.compile.journal import Journal
+from corral.compile.ports import SharedResults
 from corral.compile.records import Records
 from corral.compile.rendezvous import SOCKET, TOKEN, bind, directory, new_token, open_private, world
 from corral.compile.server import Server
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 _TICK_S: Final = 1.0
 _LOG_BYTES_MAX: Final = 4 * 1024**2
-_RELOAD_NEEDS_RESTART: Final = ("store", "jobs", "remote")
+_RELOAD_NEEDS_RESTART: Final = ("store", "jobs", "shared", "remote")
 _log: Final = structlog.get_logger("compile")
 
 
@@ -96,14 +97,18 @@ class Daemon:
                 await self._fleet.close()
 
     def _open_elsewhere(self) -> Elsewhere | None:
-        """The fleet, when one is configured. Raises InvalidSpec."""
+        """A shared store and the fleet, those that are configured. Raises InvalidSpec."""
         self._fleet: FleetCompiler | None = None
-        if not self.config.remote.scheduler:
-            return None
-        from corral.app.compile_routes import fleet_compiler  # noqa: PLC0415 - heavy, and most daemons work alone
+        shared: SharedResults | None = None
+        if self.config.shared.url:
+            from corral.compile.shared import ObjectStoreResults  # noqa: PLC0415 - heavy, and most have none
 
-        self._fleet = fleet_compiler(self.config.remote, self._environment, self._clock, self._start_beside)
-        return Elsewhere(remote=self._fleet)
+            shared = ObjectStoreResults(self.config.shared, self._clock)
+        if self.config.remote.scheduler:
+            from corral.app.compile_routes import fleet_compiler  # noqa: PLC0415 - heavy, and most daemons work alone
+
+            self._fleet = fleet_compiler(self.config.remote, self._environment, self._clock, self._start_beside)
+        return Elsewhere(shared=shared, remote=self._fleet) if shared or self._fleet else None
 
     def _start_beside(self, work: Coroutine[Any, Any, None]) -> None:
         if self._beside is None:

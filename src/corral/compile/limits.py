@@ -9,6 +9,31 @@ GIB = 1024**3
 MIB = 1024**2
 
 
+class SharedConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An object store behind the local one, which machines share.
+
+    Attributes:
+        url: ``s3://bucket``, ``gs://…``, ``az://…`` or ``file:///…``; "" for none.
+        options: the store's own: for S3 ``endpoint``, ``region``, ``access_key_id``, ``secret_access_key``; what is
+            not given is taken from the environment (``AWS_…``) of whoever starts the daemon.
+        prefix: in front of every key.
+        deadline_s: longest for one request.
+        rest_s: how long a store that failed is left alone.
+        object_bytes: larger entries are neither given nor taken.
+    """
+
+    url: str = ""
+    options: dict[str, str] = {}
+    prefix: str = ""
+    deadline_s: float = 5.0
+    rest_s: float = 30.0
+    object_bytes: int = 64 * MIB
+
+    def __post_init__(self) -> None:
+        if self.url and "://" not in self.url:
+            raise InvalidSpec(f'shared.url: "{self.url}" is not a URL; write "s3://bucket"')
+
+
 class CompileConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Cached compiles (``corral cc``).
 
@@ -28,6 +53,7 @@ class CompileConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         records: how many sources explain remembers.
         journal_bytes: size of the journal behind ``corral cc stats`` before it is turned over; one old one is kept.
         jobs: threads that hash and store.
+        shared: an object store behind the local one.
         remote: compiles on the fleet.
     """
 
@@ -45,6 +71,7 @@ class CompileConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     records: int = 10_000
     journal_bytes: int = 16 * MIB
     jobs: int = 2
+    shared: SharedConfig = SharedConfig()
     remote: RemoteConfig = RemoteConfig()
 
     def __post_init__(self) -> None:
@@ -53,6 +80,10 @@ class CompileConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             mistakes.append(f"compression_level: {self.compression_level} is not between 0 and 19")
         if self.hard_links and self.compression_level:
             mistakes.append("hard_links: compressed files cannot be linked; set compression_level = 0 as well")
+        if self.shared.url and self.remote.paranoid:
+            mistakes.append(
+                "shared.url: with remote.paranoid only workers read and write shared stores; leave it empty"
+            )
         mistakes += [
             f"{name}: must be at least 1"
             for name in ("include_sets", "plans", "connections", "records", "jobs", "store_bytes", "object_bytes")

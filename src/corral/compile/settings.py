@@ -31,11 +31,7 @@ def load_compile_config(environment: Mapping[str, str]) -> CompileConfig:
     tree = _file_section(config_file(environment))
     for name, value in environment.items():
         if name.startswith(_PREFIX):
-            key, _, below = name.removeprefix(_PREFIX).lower().partition("__")
-            if not below:
-                tree[key] = value
-            elif isinstance(tree.setdefault(key, {}), dict):
-                tree[key] = {**tree[key], below: value}
+            tree = _with(tree, name.removeprefix(_PREFIX).lower().split("__"), value)
     known = {field.name: field.type for field in msgspec.structs.fields(CompileConfig)}
     mistakes: list[str] = []
     values: dict[str, Any] = {}
@@ -52,6 +48,15 @@ def load_compile_config(environment: Mapping[str, str]) -> CompileConfig:
     if mistakes:
         raise InvalidSpec(mistakes[0], mistakes=tuple(mistakes))
     return CompileConfig(**values)
+
+
+def _with(tree: dict[str, Any], path: list[str], value: Any) -> dict[str, Any]:
+    """``tree`` with a value at ``path``."""
+    key, *below = path
+    if not below:
+        return {**tree, key: value}
+    inner = tree.get(key)
+    return {**tree, key: _with(inner if isinstance(inner, dict) else {}, below, value)}
 
 
 def store_directory(config: CompileConfig, environment: Mapping[str, str]) -> Path:
