@@ -1,8 +1,8 @@
 """The few words of WebDAV (RFC 4918) that sccache needs. Pure."""
 
 from email.utils import formatdate
+from html import escape
 from typing import Final
-from xml.sax.saxutils import escape
 
 MEDIA_TYPE: Final = "application/xml; charset=utf-8"
 

@@ -36,11 +36,10 @@ class CasServicer(reapi_grpc.ContentAddressableStorageServicer):
         tenant = self._entrance.tenant(context, request.instance_name, READ_BLOBS)
         function = function_of(request.digest_function)
         self._check_count(len(request.blob_digests), "blob_digests")
-        asked = digests_of(request.blob_digests, function, "blob_digests")
+        messages = list(request.blob_digests)  # once: each look at one makes a new object of it
+        asked = digests_of(messages, function, "blob_digests")
         missing = await self._blobs.find_missing(tenant, [digest for digest in asked if not is_empty(digest)])
-        told = {
-            digest: message for digest, message in zip(asked, request.blob_digests, strict=True) if digest in missing
-        }
+        told = {digest: message for digest, message in zip(asked, messages, strict=True) if digest in missing}
         return reapi.FindMissingBlobsResponse(missing_blob_digests=told.values())
 
     async def BatchUpdateBlobs(
