@@ -129,6 +129,15 @@ async def test_an_action_reads_its_inputs_and_leaves_its_outputs(worker: Worker)
     assert set(blobs_of_result(performed.result)) <= set(performed.named)
 
 
+async def test_everything_of_an_action_is_named_by_its_own_hash_function(worker: Worker) -> None:
+    command = shell("cat in > out; mkdir d; cp in d", "out", "d")
+
+    performed = await worker.do(command, {"in": b"hashed"}, function=HashFunction.BLAKE3)
+
+    assert performed.result.files[0].digest == Digest.of(b"hashed", HashFunction.BLAKE3)
+    assert {digest.function for digest in performed.named} == {HashFunction.BLAKE3}
+
+
 async def test_every_instant_is_told_in_its_order(worker: Worker) -> None:
     performed = await worker.do(shell("echo x > a", "a"))
 

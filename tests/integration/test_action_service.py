@@ -10,14 +10,14 @@ from corral.actions.adapters.messages import read_result, write_result
 from corral.actions.errors import MissingBlobs
 from corral.actions.limits import ActionLimits
 from corral.actions.model import ActionReport, ActionResult, Ended, ExecutionOutcome, ExecutionUpdate, OutputFile, Stage
-from corral.actions.payload import write_report
+from corral.actions.payload import ActionPayload, write_payload, write_report
 from corral.blobs.adapters.memory import MemoryBlobs
 from corral.blobs.content import write_bytes
-from corral.blobs.parallel import run_all
 from corral.database.engine import Database
 from corral.kernel.digest import Digest, HashFunction
 from corral.kernel.errors import Conflict, InvalidSpec, NotFound
 from corral.tasks.limits import QueueLimits
+from corral.tasks.model import Priority, TaskDefinition
 from corral.tasks.ports import Claim
 from corral.testing.action_fleet import PretendedWorker, Scheduler, at_work, succeed
 from corral.testing.actions import build_action, shell
@@ -34,9 +34,9 @@ def counted(inner: Callable[[Claim, Digest], Awaitable[ActionReport]] = succeed)
     return PretendedWorker(perform=inner)
 
 
-async def queue_only(scheduler: Scheduler, digest: Digest, **more: int) -> str:
+async def queue_only(scheduler: Scheduler, digest: Digest) -> str:
     """Queue an action and go away; its execution."""
-    async with aclosing(scheduler.service.execute("ann", digest, **more)) as updates:  # type: ignore[arg-type]
+    async with aclosing(scheduler.service.execute("ann", digest)) as updates:
         return (await anext(updates)).execution
 
 
@@ -360,11 +360,11 @@ async def test_two_thousand_long_actions_do_not_hold_up_another_tenant(sqlite_ur
         half = PretendedWorker(slots=4, perform=long)
         async with at_work(scheduler, half):
             alone_s = await wall_s(scheduler, await stored("bob", "alone", 20))
-
-        async def queue(digest: Digest) -> None:
-            await queue_only(scheduler, digest, priority=-10)
-
-        await run_all((queue(digest) for digest in await stored("ann", "greedy", 2000)), at_once=250)
+        greedy = [Digest.of(f"greedy {n}".encode(), HashFunction.SHA256) for n in range(2000)]
+        for start in range(0, len(greedy), 1000):  # as their executions, without as many clients
+            payloads = [write_payload(ActionPayload(digest=str(each))) for each in greedy[start : start + 1000]]
+            definitions = [TaskDefinition(payload=payload, priority=Priority.HIGHEST) for payload in payloads]
+            await scheduler.queue.submit("ann", definitions)
         whole = PretendedWorker(slots=8, perform=long)
         async with at_work(scheduler, whole):
             await eventually(lambda: whole.performed.get("ann", 0) >= 8)

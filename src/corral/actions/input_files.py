@@ -8,7 +8,7 @@ import asyncio
 import os
 import shutil
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import IO, Final
@@ -46,7 +46,6 @@ class InputFiles:
         self._incoming = 0
         self._folders: set[str] = set()
         self.fetched = 0
-        self.on_new: Callable[[str], None] = _nothing
 
     def open_empty(self) -> None:
         """Make the folder, without what a predecessor left. Blocking."""
@@ -122,14 +121,13 @@ class InputFiles:
             data = (
                 b"" if not digest.size_bytes else await read_bytes(self._blobs, tenant, digest, bytes_max=_SMALL_BYTES)
             )
-            await asyncio.to_thread(_write_small, half, path, mode, data, self.on_new)
+            await asyncio.to_thread(_write_small, half, path, mode, data)
             return
         with _create(half, mode) as file:
             try:
                 async with aclosing(self._blobs.read(tenant, digest)) as pieces:
                     async for piece in pieces:
                         await asyncio.to_thread(_write_whole, file, piece)
-                self.on_new(half)
                 os.rename(half, path)
             except BaseException:
                 await finish(asyncio.to_thread(_remove, half), within_s=_CLEANUP_WITHIN_S)
@@ -146,21 +144,16 @@ class InputFiles:
                 _remove(path)
 
 
-def _nothing(path: str) -> None:
-    """Nobody wants to know of new files."""
-
-
 def _create(path: str, mode: int) -> IO[bytes]:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     os.fchmod(descriptor, mode)  # whatever the umask says
     return os.fdopen(descriptor, "wb", 0)
 
 
-def _write_small(half: str, path: str, mode: int, data: bytes, on_new: Callable[[str], None]) -> None:
+def _write_small(half: str, path: str, mode: int, data: bytes) -> None:
     try:
         with _create(half, mode) as file:
             _write_whole(file, data)
-        on_new(half)
         os.rename(half, path)
     except BaseException:
         _remove(half)

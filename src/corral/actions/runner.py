@@ -4,10 +4,11 @@ The sandbox is leased after the inputs are here and given back before the result
 sandbox.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -31,13 +32,14 @@ from corral.blobs.ports import BlobStore
 from corral.images.ports import ImageLease
 from corral.kernel.clock import Clock
 from corral.kernel.digest import Digest
-from corral.kernel.errors import InvalidSpec, NotFound
+from corral.kernel.errors import InvalidSpec, NotFound, StoreUnavailable
 from corral.sandboxes.link.execution import Channel
 from corral.sandboxes.model import ExecRequest, ExecResult, Size
 from corral.sandboxes.pool import Lease
 from corral.sandboxes.pool_model import PoolKey
 from corral.sandboxes.sandbox import Sandbox
 
+T = TypeVar("T")
 ROOT: Final = "/work/build"
 """Where the input root lies in every sandbox; always the same, because compilers write it into their outputs."""
 
@@ -182,7 +184,11 @@ class _Attempt:
         services = self._services
         now = services.clock.now_s
         self._mark(input_fetch_start_s=now())
-        root = await services.inputs.fetch(self._tenant, self._action.input_root, key.runtime)
+        root = await _within(
+            services.config.fetch_within_s,
+            "the inputs did not come",
+            services.inputs.fetch(self._tenant, self._action.input_root, key.runtime),
+        )
         try:
             asked_s = services.clock.monotonic_s()
             lease = await services.sandboxes.acquire(key, within_s=services.config.acquire_within_s)
@@ -191,8 +197,16 @@ class _Attempt:
                 async with root.staged(lease.sandbox, ROOT, parents_of(self._command)):
                     self._mark(input_fetch_completed_s=now())
                     executed = await self._execute(lease.sandbox, limit_s, on_started)
-                    outputs, named = await self._collect(lease.sandbox, executed)
-            result = await self._finished(executed, outputs, named)
+                    outputs, named = await _within(
+                        services.config.collect_within_s,
+                        "the outputs were not stored",
+                        self._collect(lease.sandbox, executed),
+                    )
+            result = await _within(
+                services.config.collect_within_s,
+                "stdout and stderr were not stored",
+                self._finished(executed, outputs, named),
+            )
             return self._performed(executed, result, named, lease, acquire_s, key, root.input_files, root.total_bytes)
         finally:
             root.release_nowait()
@@ -289,6 +303,14 @@ class _Attempt:
 
     def _mark(self, **instants: float) -> None:
         self.times = msgspec.structs.replace(self.times, **instants)
+
+
+async def _within(limit_s: float, what: str, step: Awaitable[T]) -> T:
+    try:
+        async with asyncio.timeout(limit_s):
+            return await step
+    except TimeoutError as error:
+        raise StoreUnavailable(f"{what} within {limit_s:g} s") from error
 
 
 def _with_image(performed: Performed, image: ImageLease) -> Performed:
