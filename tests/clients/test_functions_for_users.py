@@ -21,6 +21,7 @@ from corral.cli.main import _run as command_line
 from corral.client import Corral
 from corral.kernel.digest import Digest
 from corral.testing.function_load import printing
+from corral.testing.images import build, debian_registry, why_no_registry
 from corral.testing.processes import CorralProcess, clean_environment, public_directory, wait_until, why_no_agent
 
 pytestmark = [
@@ -109,7 +110,7 @@ def here(registry: str) -> Iterator[Here]:
         config = home / "corral.toml"
         config.write_text(
             f'[tenants.default]\ntokens = ["{OURS}"]\n[tenants.red]\ntokens = ["{RED}"]\n'
-            f'[functions]\nmodule_urls = ["{registry}/"]\n[engine.front]\nlisten = "127.0.0.1:0"\n'
+            f'[functions]\nmodule_urls = ["{registry}/", "oci://127.0.0.1:"]\n[engine.front]\nlisten = "127.0.0.1:0"\n'
             '[reapi]\naddress = ""\n'
         )
         up = CorralProcess(
@@ -220,6 +221,24 @@ def test_a_program_is_fetched_by_url_if_it_is_what_its_digest_says(here: Here) -
     assert "digest" in here.run("fn", "deploy", "lied", url, "--digest", other, status=2)
     redirected = here.run("fn", "deploy", "moved", f"{here.registry}/x", "--digest", other, status=1)
     assert "cannot be fetched" in redirected
+
+
+@pytest.mark.skipif(bool(why_no_registry()), reason=why_no_registry() or "there is a registry")
+def test_a_program_comes_from_an_oci_registry_as_an_artifact(here: Here, tmp_path: Path) -> None:
+    layer = "application/wasm"
+    with debian_registry(tmp_path) as registry:
+        name = registry.push("functions/hello", build(printing("artifact"), how="", layer_type=layer))
+        both = registry.push("functions/two", build(printing("1"), printing("2"), how="", layer_type=layer))
+        here.run("fn", "deploy", "pulled", f"oci://{name}", "--revision", "v1")
+        assert here.call("/functions/pulled") == (200, "artifact")
+
+        assert "2 layers" in here.run("fn", "deploy", "two", f"oci://{both}", "--revision", "v1", status=2)
+        absent = f"oci://{registry.address}/functions/absent:1"
+        here.run("fn", "deploy", "absent", absent, "--revision", "v1", status=2)
+        elsewhere = here.run("fn", "deploy", "x", "oci://registry.example/x:1", "--revision", "v1", status=2)
+        assert "not fetched from this URL" in elsewhere
+    shown = json.loads(here.run("fn", "show", "pulled", "--json"))
+    assert shown["revisions"][0]["spec"]["module"].startswith("sha256:")
 
 
 def test_a_change_by_somebody_who_saw_an_older_version_is_refused(here: Here) -> None:

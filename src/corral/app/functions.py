@@ -1,12 +1,11 @@
 """Functions on the scheduler, put together; and fitted to what the REST door asks for."""
 
-import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Final, Protocol
 
-from corral.blobs.content import write_stream
+from corral.app.function_programs import Programs
 from corral.blobs.ports import BlobStore
 from corral.client.function_model import (
     ChangeAnswer,
@@ -31,7 +30,7 @@ from corral.functions.registry import Registry
 from corral.functions.service import Deployment, Functions
 from corral.kernel.clock import Clock
 from corral.kernel.digest import Digest
-from corral.kernel.errors import InvalidSpec, NotFound, Refused, StoreUnavailable
+from corral.kernel.errors import InvalidSpec, NotFound
 from corral.kernel.ids import new_id, new_token
 
 _FETCH_S: Final = 30.0
@@ -73,23 +72,24 @@ def _at_home(fleet: Fleet) -> list[str]:
 class FunctionDesk:
     """Functions as users see them."""
 
-    def __init__(self, functions: Functions, blobs: BlobStore, spool: Path) -> None:
-        self._spool = spool
+    def __init__(self, functions: Functions, programs: Programs) -> None:
         self._functions = functions
-        self._blobs = blobs
+        self._programs = programs
 
     async def deploy(
         self, caller: Caller, name: str, revision: str, request: DeployRequest, *, expected: int | None
     ) -> DeployAnswer:
         """Fetch it if that is asked for, then deploy."""
+        module = request.module
         if request.url:
-            await self._fetch(caller.tenant, request)
-        kind = request.kind or (await self._functions.shape(caller.tenant, request.module)).kind
+            named = Digest.parse(module) if module else None
+            module = str(await self._programs.fetch(caller.tenant, request.url, named))
+        kind = request.kind or (await self._functions.shape(caller.tenant, module)).kind
         wanted = Deployment(
             key=FunctionKey(caller.tenant, name),
             revision=revision,
             spec=RevisionSpec(
-                module=request.module,
+                module=module,
                 kind=kind,
                 limits=request.limits,
                 args=request.args,
@@ -230,55 +230,7 @@ class FunctionDesk:
 
     async def fetch(self, caller: Caller, url: str) -> Digest:
         """Bring a program into the store whose digest nobody knows. Only from where the operator allows."""
-        self._check_url(url)
-        limit = self._functions.config.module_bytes
-        async with aclosing(_download(url, limit)) as pieces:
-            return await write_stream(self._blobs, caller.tenant, pieces, spool_dir=self._spool, bytes_max=limit)
-
-    def _check_url(self, url: str) -> None:
-        if not any(url.startswith(prefix) for prefix in self._functions.config.module_urls):
-            raise Refused(
-                "programs are not fetched from this URL", cure="the operator allows it in functions.module_urls"
-            )
-
-    async def _fetch(self, tenant: str, request: DeployRequest) -> None:
-        """Bring a program into the store. Only from where the operator allows, and only if its digest is as named."""
-        digest = Digest.parse(request.module)
-        limit = self._functions.config.module_bytes
-        if not await self._blobs.find_missing(tenant, [digest]):
-            return
-        self._check_url(request.url)
-        if digest.size_bytes > limit:
-            raise InvalidSpec(f"the program has {digest.size_bytes} bytes; the limit is {limit}", field="module")
-        async with aclosing(_download(request.url, digest.size_bytes)) as pieces:
-            await self._blobs.write(tenant, digest, pieces)
-
-
-async def _download(url: str, size_bytes: int) -> AsyncGenerator[bytes, None]:
-    """The bytes behind a URL, one more than expected at most. Redirects are not followed."""
-    import urllib.request  # noqa: PLC0415 (two megabytes that most schedulers never need)
-
-    class NoRedirects(urllib.request.HTTPRedirectHandler):
-        """An allowed prefix must not lead elsewhere."""
-
-        def redirect_request(self, *_: object) -> None:
-            return None
-
-    opener = urllib.request.build_opener(NoRedirects(), urllib.request.ProxyHandler({}))
-    try:
-        answer = await asyncio.to_thread(opener.open, url, None, _FETCH_S)
-    except (OSError, ValueError) as error:
-        raise StoreUnavailable(f"the program cannot be fetched: {error}") from error
-    try:
-        read = 0
-        while read <= size_bytes:
-            piece: bytes = await asyncio.to_thread(answer.read, min(_PIECE, size_bytes + 1 - read))
-            if not piece:
-                return
-            read += len(piece)
-            yield piece
-    finally:
-        answer.close()
+        return await self._programs.fetch(caller.tenant, url)
 
 
 def _instance_view(worker: str, report: InstanceReport) -> InstanceView:

@@ -29,6 +29,7 @@ from corral.app.desks import (
     TaskDesk,
     TenantTable,
 )
+from corral.app.function_programs import Programs
 from corral.app.functions import FunctionDesk, open_functions
 from corral.app.http_cache import make_http_cache
 from corral.app.http_server import bind, serving
@@ -188,7 +189,7 @@ async def running_scheduler(config: Config) -> AsyncIterator[Addresses]:
             logs=log_desk,
             blobs=blobs.store,
             fleet=fleet_desk,
-            functions=FunctionDesk(functions, blobs.store, config.data),
+            functions=FunctionDesk(functions, Programs(blobs.store, config.functions, config.data)),
             ledger=LedgerDesk(ledger),
             clock=clock,
             metrics=partial(_metrics, views, fleet, logs, functions),
@@ -207,7 +208,7 @@ async def running_scheduler(config: Config) -> AsyncIterator[Addresses]:
         if config.http_cache.enabled:
             caches = make_http_cache(database, blobs.store, clock, config.http_cache, config.data)
             loops.start(caches.keep_clean(), name="http-cache:clean")
-            beside.append(mounted(HttpCacheDoor(caches, blobs.store, services.identities)))
+            beside.append(mounted(HttpCacheDoor(caches, blobs.store, services.identities, tenants=tenants.names())))
         await stack.enter_async_context(serving(listener, build_rest(services, beside=beside), stop_s=limits.stop_s))
         stack.callback(streams.break_off)
         stack.callback(functions.stop)

@@ -76,14 +76,15 @@ class DeployRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """A revision to deploy.
 
     Attributes:
-        module: digest of the program; a blob of the tenant, or what ``url`` must have.
-        url: where to fetch it when it is not stored; only below ``functions.module_urls``.
+        module: digest of the program; a blob of the tenant, or what ``url`` must have ("" takes what is there).
+        url: where to fetch it when it is not stored, ``https://…`` or ``oci://registry/name[:tag][@sha256:…]``; only
+            below ``functions.module_urls``.
         kind: how it is entered; found out when None.
         default: make it the default; None: only if the function is new.
         on_break: what follows when the default breaks; None leaves it as it is.
     """
 
-    module: str
+    module: str = ""
     url: str = ""
     kind: Kind | None = None
     limits: Limits = Limits()

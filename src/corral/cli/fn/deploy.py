@@ -18,12 +18,17 @@ from corral.kernel.errors import InvalidSpec
 from corral.kernel.units import format_duration, parse_duration_s, parse_size
 
 _REVISION_CHARACTERS = 12
-_URLS = ("http://", "https://")
+_URLS = ("http://", "https://", "oci://")
 
 
 def deploy(
     name: Annotated[str, typer.Argument(help="Name of the function.", metavar="FUNCTION")],
-    program: Annotated[str, typer.Argument(help="A .wasm file, a digest, or a URL with --digest.", metavar="PROGRAM")],
+    program: Annotated[
+        str,
+        typer.Argument(
+            help="A .wasm file, a digest, oci://REGISTRY/NAME:TAG, or a URL with --digest.", metavar="PROGRAM"
+        ),
+    ],
     revision: Annotated[
         str, typer.Option("--revision", "-r", help="Name of the revision; from the program's hash if not given.")
     ] = "",
@@ -82,7 +87,7 @@ def deploy(
         try:
             module = await _module(corral, program, digest, status)
             request = DeployRequest(
-                module=str(module),
+                module="" if module is None else str(module),
                 url=program if program.startswith(_URLS) else "",
                 kind=kind,
                 limits=limits,
@@ -96,7 +101,9 @@ def deploy(
                 on_break=on_break,
             )
             status.told(f"compiling {name}")
-            chosen_revision = revision or module.hash[:_REVISION_CHARACTERS]
+            if not revision and module is None:
+                raise InvalidSpec("--revision: an artifact without --digest needs a name for its revision")
+            chosen_revision = revision or (module.hash[:_REVISION_CHARACTERS] if module else "")
             return await corral.functions.deploy(name, chosen_revision, request, if_version=if_version)
         finally:
             status.close()
@@ -120,8 +127,11 @@ def _tell(answer: DeployAnswer, revision: str) -> None:
         note("", f"call it at {each}")
 
 
-async def _module(corral: Corral, program: str, digest: str, status: Status) -> Digest:
+async def _module(corral: Corral, program: str, digest: str, status: Status) -> Digest | None:
+    """Its digest; None for an artifact that nobody knows yet."""
     if program.startswith(_URLS):
+        if not digest and program.startswith("oci://"):
+            return None
         if not digest:
             raise InvalidSpec("--digest: a program behind a URL needs its digest, sha256:HEX-SIZE or b3:HEX-SIZE")
         return Digest.parse(digest)
