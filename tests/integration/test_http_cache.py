@@ -12,11 +12,15 @@ import pytest
 from corral.testing.processes import CorralProcess
 from corral.wire.reapi import remote_execution_pb2 as reapi
 
-ANN, BOB, COMMON, READER = (f"token-of-{name}-0123456789" for name in ("ann", "bob", "common", "reader"))
+ANN, BOB, COMMON, READER, ADMIN = (
+    f"token-of-{name}-0123456789" for name in ("ann", "bob", "common", "reader", "admin")
+)
 CONFIG = f"""
 [http_cache]
 shared = "common"
 entry_bytes = 1000000
+[access]
+admin_tokens = ["{ADMIN}"]
 [tenants.ann]
 tokens = ["{ANN}"]
 [tenants.bob]
@@ -128,6 +132,14 @@ def test_tenants_do_not_see_each_other_but_all_see_the_shared_layer(ask: Ask) ->
     assert ask("PUT", "/common/base", b"mine now", token=BOB).status_code == 403
     assert ask("GET", "/bob/base", token=BOB).content == b"from all"
     assert ask("GET", "/common/base", token=COMMON).content == b"from all"
+
+
+def test_an_administrator_uses_the_caches_that_there_are_and_makes_none(ask: Ask) -> None:
+    ask("PUT", "/ann/for-admin", b"ann's")
+
+    assert ask("GET", "/ann/for-admin", token=ADMIN).content == b"ann's"
+    assert ask("PUT", "/nobody/x", b"x", token=ADMIN).status_code == 403
+    assert ask("GET", "/", token=ADMIN).status_code == 403
 
 
 def test_an_own_entry_lies_above_the_shared_one(ask: Ask) -> None:

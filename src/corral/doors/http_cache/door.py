@@ -7,7 +7,7 @@ import base64
 import binascii
 import ipaddress
 import re
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -63,10 +63,12 @@ class _Call:
 class HttpCacheDoor:
     """The ASGI application below ``/cache``."""
 
-    def __init__(self, cache: HttpCache, blobs: BlobStore, identities: Identities) -> None:
+    def __init__(self, cache: HttpCache, blobs: BlobStore, identities: Identities, *, tenants: Collection[str]) -> None:
+        """``tenants`` are all that there are: an administrator may use each of their caches, and makes no new one."""
         self._cache = cache
         self._blobs = blobs
         self._identities = identities
+        self._tenants = tenants
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises CorralError, which whoever mounts this answers as REST does."""
@@ -102,7 +104,7 @@ class HttpCacheDoor:
             request_id=request_id(request),
         )
         request.scope.setdefault("state", {})["caller"] = caller
-        if tenant != caller.tenant and not caller.admin:
+        if not tenant or (tenant != caller.tenant and not (caller.admin and tenant in self._tenants)):
             raise Refused(f"the cache of \"{tenant[:100]}\" is not this token's tenant's")
         caller.require("blobs:read" if reads else "blobs:write")
 
