@@ -16,6 +16,7 @@ from corral.compile.paths import absolute
 from corral.compile.ports import CompileAnswer, CompileRequest, FileHashes
 from corral.compile.remote.asking import ask_closure, holds, preprocess
 from corral.compile.remote.door import Door, Doors
+from corral.compile.remote.foresight import Foresight
 from corral.compile.remote.layout import lay_out, lay_out_preprocessed, move_back, outputs_by_role
 from corral.compile.remote.model import RemoteConfig, Routes, Shipment, SourceMode, WorkerRoute
 from corral.compile.remote.slots import Slots
@@ -58,6 +59,7 @@ class FleetCompiler:
         self._doors = Doors(start)
         self.slots = Slots(routes, clock, start, image=config.image, slots_max=config.slots, idle_s=config.idle_s)
         self.figures = RemoteFigures()
+        self._foresight = Foresight()
 
     async def compile(self, request: CompileRequest, hashes: FileHashes) -> CompileAnswer:
         """See ``ports.RemoteCompiler``."""
@@ -115,7 +117,9 @@ class FleetCompiler:
         config = self._config
         door = await self._doors.open(route, tenant=config.tenant, image=config.image, answer_s=config.answer_s)
         try:
-            answer = await door.execute(shipment, inline_bytes=_INLINE_BYTES)
+            along = self._foresight.along(shipment, now_s=self._clock.monotonic_s())
+            answer = await door.execute(shipment, inline_bytes=_INLINE_BYTES, along=along)
+            self._foresight.ended(shipment, hit=answer.cached, now_s=self._clock.monotonic_s())
         finally:
             self.figures.uploaded_blobs += door.uploaded_blobs
             self.figures.uploaded_bytes += door.uploaded_bytes

@@ -1,7 +1,7 @@
 """The client's side of a worker's door: a pinned connection for each worker, and the calls that a compile makes."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -74,15 +74,23 @@ class Door:
         self.uploaded_bytes = 0
         self.uploaded_blobs = 0
 
-    async def execute(self, shipment: Shipment, *, inline_bytes: int) -> "door_pb2.ExecuteResponse":
-        """Ask for the result, and send what is missing; a second lack is a failure."""
+    async def execute(
+        self, shipment: Shipment, *, inline_bytes: int, along: Sequence[bytes] = ()
+    ) -> "door_pb2.ExecuteResponse":
+        """Ask for the result, and send what is missing; a second lack is a failure.
+
+        ``along`` are contents that the worker can hardly have; with them the cache is not asked.
+        """
         request = door_pb2.ExecuteRequest(
             action=str(shipment.action),
             image=self._image,
             tenant=self._tenant,
-            blobs=shipment.messages,
+            blobs=(*shipment.messages, *along),
             inline_bytes=inline_bytes,
+            skip_cache=bool(along),
         )
+        self.uploaded_blobs += len(along)
+        self.uploaded_bytes += sum(map(len, along))
         if shipment.compiler:
             request.toolchain.compiler = shipment.compiler
             request.toolchain.identity = shipment.identity
