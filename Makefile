@@ -31,8 +31,8 @@ $(STAMP): pyproject.toml constraints.txt $(wildcard native/*/*.[ch] native/build
 	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-native:          ## compile the agent and the launcher only
-	@$(MAKE) -C native/agent
+native:          ## compile the native programs only
+	@for each in native/*/Makefile; do $(MAKE) -C $${each%/Makefile} || exit; done
 
 proto: venv      ## generate src/corral/wire/{v1,reapi} from proto/
 	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python -m grpc_tools.protoc -Iproto --python_out=src --grpc_python_out=src \

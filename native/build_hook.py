@@ -27,6 +27,8 @@ class NativeBuildHook(BuildHookInterface[Any]):
             return
         build_native()
         build_data["pure_python"] = False
+        # The command itself is a script of the shell: make CC="corral cc gcc" must not start a Python for each file.
+        build_data["shared_scripts"] |= {"src/corral/_native/corral-cc": "corral-cc", "native/cc/corral.sh": "corral"}
         platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
         build_data["tag"] = f"py3-none-{platform}"
 

@@ -1,17 +1,17 @@
-"""The console command. A compile goes to the static wrapper before anything else of Corral is imported."""
+"""The console command. A compile goes to the static wrapper before anything else is imported, even of Python's own.
+
+``corral-cc gcc`` (on PATH beside ``corral``) and links named as compilers reach the wrapper without any Python.
+"""
 
 import os
 import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Final
 
-WRAPPER: Final = Path(__file__).with_name("_native") / "corral-cc"
-CC_VERBS: Final = frozenset({"stats", "explain", "inspect", "clean", "stop", "reload", "install-links"})
-_COMPILER_AT: Final = 2
+WRAPPER = os.path.join(os.path.dirname(__file__), "_native", "corral-cc")
+CC_VERBS = frozenset({"stats", "explain", "inspect", "clean", "stop", "reload", "install-links"})
+_COMPILER_AT = 2
 
 
-def is_compile(arguments: Sequence[str]) -> bool:
+def is_compile(arguments: list[str]) -> bool:
     """Tell whether ``corral`` with these arguments is a compile: ``cc`` and then no verb and no option."""
     if len(arguments) < _COMPILER_AT or arguments[0] != "cc":
         return False

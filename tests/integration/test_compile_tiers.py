@@ -27,7 +27,7 @@ from corral.kernel.errors import WorkerLost
 from corral.testing.compiles import Compiles, aged, compiles
 
 pytestmark = [
-    pytest.mark.skipif(not WRAPPER.is_file(), reason=f"{WRAPPER} is not built: make native"),
+    pytest.mark.skipif(not Path(WRAPPER).is_file(), reason=f"{WRAPPER} is not built: make native"),
     pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed"),
 ]
 COMPILE = ("gcc", "-O2", "-MD", "-c", "main.c", "-o", "main.o")

@@ -14,7 +14,7 @@ from corral.entry import WRAPPER
 from corral.testing.compiles import Compiles, aged, compiles, has_ended, wait_until
 
 pytestmark = [
-    pytest.mark.skipif(not WRAPPER.is_file(), reason=f"{WRAPPER} is not built: make native"),
+    pytest.mark.skipif(not Path(WRAPPER).is_file(), reason=f"{WRAPPER} is not built: make native"),
     pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed"),
 ]
 COMPILERS = [

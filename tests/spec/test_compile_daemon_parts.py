@@ -331,4 +331,4 @@ def test_one_daemon_per_directory_and_a_new_token_for_each(tmp_path: Path) -> No
     ],
 )
 def test_a_compile_never_reaches_the_command_line(words: tuple[str, ...], compile_: bool) -> None:
-    assert is_compile(words) == compile_
+    assert is_compile([*words]) == compile_

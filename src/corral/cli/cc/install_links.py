@@ -24,7 +24,7 @@ def install_links(directory: Directory, names: Names = None) -> None:
 
     Without NAME: one for each compiler on PATH, versioned and cross compilers too.
     """
-    if not WRAPPER.is_file():
+    if not Path(WRAPPER).is_file():
         raise InvalidSpec(f"{WRAPPER} is missing", cure="`make native` builds it")
     place = Path(directory)
     place.mkdir(parents=True, exist_ok=True)
