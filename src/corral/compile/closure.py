@@ -65,8 +65,9 @@ def refusal(
     them: the compilers take it instead and do not say so.
     """
     for path in files:
-        beside = absolute(path, root=root) + ".gch"
-        if path.endswith(_PRECOMPILED) or (not path.startswith("/usr/") and exists(beside)):
+        place = absolute(path, root=root)
+        beside = not path.startswith("/usr/") and (exists(f"{place}.gch") or exists(f"{place}.pch"))
+        if path.endswith(_PRECOMPILED) or beside:
             return Bypass(BypassReason.PRECOMPILED_HEADER, path)
     for each in found:
         if each.embeds and (cacheable.language not in ASSEMBLY or "" in each.embedded or not each.embedded):

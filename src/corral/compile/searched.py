@@ -56,6 +56,7 @@ def absent(
     for path in files[1:]:
         if not path.startswith("/"):
             names[f"{path}.gch"] = None  # a precompiled one would be taken instead
+            names[f"{path}.pch"] = None
     at = 0
     queue = list(directories)
     while at < len(queue):

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
@@ -40,7 +40,6 @@ class RemoteFigures:
     retries: int = 0
     uploaded_blobs: int = 0
     uploaded_bytes: int = 0
-    uploads: list[str] = field(default_factory=list)
 
 
 class FleetCompiler:
