@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import Final
 
 import msgspec
+import psutil
 import pytest
 import pytest_asyncio
 
@@ -128,6 +129,28 @@ class TestClientsThatDoNotBehave:
         answer = await rig.raw(head + b"7d0\r\n" + b"x" * 2000 + b"\r\n")
 
         assert answer.status == 413
+
+    async def test_a_client_that_sends_on_still_hears_why_it_was_refused(self, rig: FunctionRig) -> None:
+        answer = await rig.get("/functions/echo", method="POST", body=bytes(16 << 20))
+
+        assert (answer.status, problem(answer.body)) == (413, "body-too-large")
+
+    async def test_a_large_body_passes_through_a_small_window(self, rig: FunctionRig) -> None:
+        limits = Limits(body_bytes=1 << 30, response_bytes=1 << 30, cpu_s=30, wall_s=60)
+        await rig.deploy("large", await rig.spec(assemble(programs.ECHO), limits=limits))
+        before, size, got, tail = _front_memory(rig), 32 << 20, 0, b""
+        reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+        head = b"POST /functions/large HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % size
+        writer.write(head + bytes(size))
+
+        while piece := await reader.read(1 << 20):
+            got += len(piece)
+            tail = (tail + piece)[-5:]
+        writer.close()
+
+        assert got > size
+        assert tail == b"0\r\n\r\n"
+        assert _front_memory(rig) - before < 16 << 20
 
     async def test_a_client_that_leaves_cancels_its_request(self, rig: FunctionRig) -> None:
         deployed = await rig.deploy("left", await rig.spec(assemble(programs.SLEEP), limits=Limits(wall_s=60)))
@@ -326,6 +349,11 @@ class TestInstancesThatDie:
         assert (await rig.get("/functions/hello")).body == b"hello, world\n"
 
 
+def _front_memory(rig: FunctionRig) -> int:
+    assert rig.host.front_pid is not None
+    return int(psutil.Process(rig.host.front_pid).memory_info().rss)
+
+
 async def _body(reader: asyncio.StreamReader, head: bytes) -> bytes:
     if b"chunked" not in head:
         length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length"))
@@ -345,7 +373,7 @@ class TestOtherWorkers:
             open_rig(tmp_path_factory.mktemp("near"), front=front) as near,
             open_rig(tmp_path_factory.mktemp("far"), front=front) as far,
         ):
-            spec = await far.spec(assemble(programs.ECHO), limits=Limits(cpu_s=5))
+            spec = await far.spec(assemble(programs.ECHO), limits=Limits(cpu_s=5, queue_s=0.2))
             there = await far.deploy("echo", spec, revision="v7")
             instance = there.instances[0]
             address = far.report(instance).address

@@ -14,6 +14,7 @@ from corral.functions.front.cgi import AnswerHead, Asking, Header, Said, said
 from corral.functions.front.exchange import Desk, Exchange
 from corral.functions.front.limits import FrontConfig
 
+_LINGER_S: Final = 1.0
 _HIGH_WATER: Final = 256 * 1024
 _REFUSED: Final = (400, "bad-request", "the request is no HTTP/1.1 that could be understood")
 _TOO_LARGE: Final = (431, "head-too-large", "the request's line and headers are larger than this front takes")
@@ -208,8 +209,16 @@ class Connection(asyncio.Protocol):
         self._close()
 
     def _close(self) -> None:
+        """Close; but a client that is still sending must be able to read what it was answered: it is heard a while."""
         self._closing = True
-        self._transport.close()
+        if self._reading is None or self._transport.is_closing():
+            self._transport.close()
+            return
+        self._reading = None
+        self._held_body = self._held_queue = False
+        self._pause()
+        self._transport.write_eof()
+        self._loop.call_later(_LINGER_S, self._transport.close)
 
 
 class Overseer(Protocol):
