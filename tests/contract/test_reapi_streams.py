@@ -158,6 +158,17 @@ async def test_a_broken_upload_does_not_hold_up_another_of_the_same_content() ->
             assert await write(door, messages(write_name(DATA, upload="b"), DATA)) == len(DATA)
 
 
+async def test_many_who_upload_the_same_content_at_once_all_succeed() -> None:
+    async with open_door() as door, asyncio.TaskGroup() as group:
+        writing = [
+            group.create_task(write(door, messages(write_name(DATA, upload=f"u{number}"), DATA))) for number in range(8)
+        ]
+        await asyncio.wait(writing)
+        assert await read(door, read_name(DATA)) == DATA
+
+    assert [task.result() for task in writing] == [len(DATA)] * 8
+
+
 async def test_a_broken_upload_is_forgotten_after_the_idle_time() -> None:
     async with open_door(ReapiConfig(upload_idle_s=0.05)) as door:
         await write(door, messages(write_name(DATA), DATA[:1_000_000], finish=False))

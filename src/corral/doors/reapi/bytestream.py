@@ -49,7 +49,9 @@ class ByteStreamServicer(bytestream_grpc.ByteStreamServicer):
         tenant = self._entrance.tenant(context, name.instance, WRITE_BLOBS)
         if is_empty(name.digest):
             return bytestream.WriteResponse(committed_size=0)
-        upload = self._upload(UploadKey(tenant, f"{name.upload}/{name.zstd}", name.digest), first)
+        key = UploadKey(tenant, f"{name.upload}/{name.zstd}", name.digest)
+        await self._uploads.wait_alone(key)
+        upload = self._upload(key, first)
         async with self._uploads.turn_of(upload) as turn:
             call = _Call(self._uploads, upload, turn, first)
             await (_inflate(call, request_iterator) if name.zstd else _copy(call, request_iterator))

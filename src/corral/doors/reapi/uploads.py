@@ -44,7 +44,7 @@ class Upload:
     turn: int = 0
     parked: bool = True
     stored: "asyncio.Task[Exception | None] | None" = None
-    _pieces: "asyncio.Queue[bytes]" = field(default_factory=lambda: asyncio.Queue(2))
+    _pieces: "asyncio.Queue[bytes]" = field(default_factory=lambda: asyncio.Queue(1))
     _abandoned: bool = False
 
     async def feed(self, piece: bytes) -> None:
@@ -126,6 +126,19 @@ class Uploads:
     def find(self, key: UploadKey) -> Upload | None:
         """An upload that was begun and may go on."""
         return self._open.get(key)
+
+    async def wait_alone(self, key: UploadKey) -> None:
+        """Return when nobody else is sending this content: whoever comes second waits with nothing in memory.
+
+        Cancellation: safe.
+        """
+        while (other := self._active(key)) is not None:
+            assert other.stored is not None  # set right after it is made
+            await asyncio.wait({other.stored}, timeout=self._idle_s)
+
+    def _active(self, key: UploadKey) -> Upload | None:
+        same = (other for other in self._open.values() if _same_content(other, key) and other.key != key)
+        return next((other for other in same if not (other.parked or other.ended)), None)
 
     def begin(self, key: UploadKey) -> Upload:
         """A new upload, in the place of one with the same name. Parked ones of the same content end.
