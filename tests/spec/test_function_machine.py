@@ -3,6 +3,7 @@
 import pytest
 
 from corral.functions import machine
+from corral.functions.checks import check_function_name, check_revision_name, check_scale, check_spec
 from corral.functions.machine import Break, Change, Command, Deploy, Function, FunctionState, HistoryEntry
 from corral.functions.model import (
     FunctionKey,
@@ -14,10 +15,6 @@ from corral.functions.model import (
     RevisionSpec,
     Scale,
     Share,
-    check_function_name,
-    check_revision_name,
-    check_scale,
-    check_spec,
     fingerprint,
 )
 from corral.kernel.errors import Conflict, InvalidSpec, NotFound, TooLarge

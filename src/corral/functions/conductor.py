@@ -25,14 +25,15 @@ from corral.functions.model import (
     InstanceReport,
     InstanceStats,
     Prepared,
-    PrepareOrder,
     RevisionKey,
     RevisionPhase,
     RevisionSpec,
 )
-from corral.functions.placing import Placed, Plan, Seat, Want
+from corral.functions.placing import Plan, Seat, Want
+from corral.functions.preparing import Preparing
 from corral.functions.registry import Registry, keys_of
-from corral.functions.routing import Backend, FunctionRoute, RevisionRoute, RoutingTable, RoutingUpdate, difference
+from corral.functions.roster import Placement, Roster
+from corral.functions.routing import FunctionRoute, RevisionRoute, RoutingTable, RoutingUpdate, difference
 from corral.functions.scaling import Health, ScaleState
 from corral.kernel.clock import Clock
 from corral.kernel.concurrency import Signal
@@ -40,7 +41,6 @@ from corral.kernel.errors import CorralError, NoFeasibleWorker
 
 _log = structlog.get_logger("corral.functions")
 _LIVE: Final = (InstancePhase.STARTING, InstancePhase.READY)
-_COUNTERS: Final = ("requests", "errors", "traps", "timeouts", "refused", "cpu_s", "latency_s", "instantiate_s")
 _ACTOR: Final = "breaker"
 
 
@@ -61,18 +61,6 @@ class _Member:
     attendance: Attendance | None = None
     lost_s: float = 0.0
     heard: bool = False
-
-
-@dataclass(slots=True)
-class _Placement:
-    order: InstanceOrder
-    worker: str
-    ordered_s: float
-    report: InstanceReport | None = None
-
-    @property
-    def phase(self) -> InstancePhase:
-        return self.report.phase if self.report is not None else InstancePhase.STARTING
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,16 +95,14 @@ class Conductor:
         self._new_instance_id = new_instance_id
         self._expected_workers = expected_workers
         self._members: dict[str, _Member] = {}
-        self._placed: dict[str, _Placement] = {}
-        self._leaving: dict[str, _Placement] = {}
+        self._roster = Roster()
+        self._preparing = Preparing(self._wake)
         self._scales: dict[RevisionKey, ScaleState] = {}
         self._healths: dict[RevisionKey, Health] = {}
         self._floors: dict[RevisionKey, bool] = {}
         self._warming: Counter[RevisionKey] = Counter()
         self._avoid: dict[RevisionKey, frozenset[str]] = {}
         self._unmet: dict[RevisionKey, str] = {}
-        self._totals: dict[RevisionKey, InstanceStats] = {}
-        self._preparing: dict[RevisionKey, tuple[str, PrepareOrder, asyncio.Future[Prepared]]] = {}
         self._table = RoutingTable(epoch=epoch, version=1)
         self._dirty: set[FunctionKey] = set()
         self._routed_since: dict[FunctionKey, tuple[int, int]] = {}
@@ -149,14 +135,13 @@ class Conductor:
         reported = {each.id for each in report.instances}
         for instance in report.instances:
             self._heard_instance(attendance.worker, instance)
-        for instance_id, placement in list(self._placed.items()):
-            if placement.worker == attendance.worker and placement.report is not None and instance_id not in reported:
-                self._remove(instance_id)
-        for instance_id, placement in list(self._leaving.items()):
-            if placement.worker == attendance.worker and instance_id not in reported:
-                self._forget(instance_id)
+        wanted, left = self._roster.missing(attendance.worker, reported)
+        for instance_id in wanted:
+            self._remove(instance_id)
+        for instance_id in left:
+            self._roster.forget(instance_id)
         for prepared in report.prepared:
-            self._heard_prepared(attendance.worker, prepared)
+            self._preparing.heard(attendance.worker, prepared)
         if first:
             attendance.news.set()
         self._work.set()
@@ -172,9 +157,7 @@ class Conductor:
         """What the worker should do; None while nothing is decided yet."""
         if not self._settled or not self._members[worker].heard:
             return None
-        instances = tuple(each.order for each in self._placed.values() if each.worker == worker)
-        prepare = tuple(order for chosen, order, _ in self._preparing.values() if chosen == worker)
-        return FunctionsOrders(instances=instances, prepare=prepare)
+        return FunctionsOrders(instances=self._roster.orders(worker), prepare=self._preparing.orders(worker))
 
     def routes_since(self, told: RoutingTable | None) -> RoutingUpdate | None:
         """What a front that has ``told`` must hear; None when nothing, or while nothing is decided yet."""
@@ -205,7 +188,7 @@ class Conductor:
             async with asyncio.timeout(within_s):
                 while (worker := self._able(spec, tried)) is not None:
                     tried.add(worker)
-                    prepared = await self._prepare_at(worker, key, spec)
+                    prepared = await self._preparing.ask(worker, key, spec)
                     if prepared.code not in ("store-unavailable", "engine-lost", "worker-lost"):
                         return prepared
                     trouble = prepared.text
@@ -223,7 +206,7 @@ class Conductor:
         self._work.set()
         try:
             while True:
-                if self._ready(key):
+                if self._roster.ready(key):
                     return ""
                 health = self._healths.get(key, Health())
                 left_s = until_s - self._clock.monotonic_s()
@@ -267,15 +250,14 @@ class Conductor:
         health = self._healths.get(key, Health())
         instances = tuple(
             (each.worker, each.report or InstanceReport(id=name, key=key, phase=InstancePhase.STARTING))
-            for name, each in self._placed.items()
-            if each.order.key == key
+            for name, each in self._roster.of(key)
         )
         return RevisionStatus(
             wanted=self._scales.get(key, ScaleState()).wanted,
             instances=instances,
             waiting=waiting,
             in_flight=in_flight,
-            totals=self._total(key),
+            totals=self._roster.total(key),
             unmet=self._unmet.get(key, ""),
             failing=health.broken or health.last_failure,
         )
@@ -312,9 +294,7 @@ class Conductor:
         self._drop_lost(now_s)
         self._drop_late(now_s)
         wants, breaks = self._wants(now_s)
-        plan = placing.plan(
-            self._seats(), [self._as_placed(*each) for each in self._placed.items()], wants, now_s=now_s
-        )
+        plan = placing.plan(self._seats(), self._roster.as_placed(), wants, now_s=now_s)
         self._carry_out(plan)
         self._rebuild_routes()
         self._tell()
@@ -322,8 +302,7 @@ class Conductor:
 
     def _wants(self, now_s: float) -> tuple[list[Want], list[tuple[RevisionKey, Break]]]:
         demands = self._demands()
-        live = Counter(each.order.key for each in self._placed.values() if each.phase in _LIVE)
-        keys = {*self._floors, *demands, *self._scales, *live, *self._warming}
+        keys = {*self._floors, *demands, *self._scales, *self._roster.live_keys(), *self._warming}
         wants: list[Want] = []
         breaks: list[tuple[RevisionKey, Break]] = []
         for key in sorted(keys, key=lambda each: (-demands[each], each)):
@@ -332,21 +311,19 @@ class Conductor:
                 self._scales.pop(key, None)
                 continue
             health = self._healths.get(key, Health())
-            total = self._total(key)
+            total = self._roster.total(key)
             bad = total.traps + total.timeouts
             health = scaling.counted(health, requests=total.requests, bad=bad, now_s=now_s, config=self._config)
             self._healths[key] = health
             if health.broken:
                 breaks.append((key, Break(key.revision, key.fingerprint, health.broken)))
                 continue
-            wants.append(self._want(key, entry, demands[key], live[key], health, now_s))
+            wants.append(self._want(key, entry, demands[key], health, now_s))
         return wants, breaks
 
-    def _want(
-        self, key: RevisionKey, entry: RevisionEntry, demand: int, live: int, health: Health, now_s: float
-    ) -> Want:
+    def _want(self, key: RevisionKey, entry: RevisionEntry, demand: int, health: Health, now_s: float) -> Want:
         serving, warming = self._floors.get(key, False), self._warming[key] > 0
-        before = self._scales.get(key) or ScaleState(wanted=live)
+        before = self._scales.get(key) or ScaleState(wanted=self._roster.live(key))
         state = scaling.scaled(before, entry.scale, demand=max(demand, int(warming)), serving=serving, now_s=now_s)
         if state == ScaleState():
             self._scales.pop(key, None)
@@ -367,7 +344,7 @@ class Conductor:
             self._remove(instance_id)
         for place in plan.place:
             order = InstanceOrder(id=self._new_instance_id(), key=place.key, spec=self._registry.spec(place.key))
-            self._placed[order.id] = _Placement(order, place.worker, self._clock.monotonic_s())
+            self._roster.place(Placement(order, place.worker, self._clock.monotonic_s()))
         self._unmet = {each.key: each.why for each in plan.unmet}
         if plan.unmet:
             self.changed.notify()
@@ -378,21 +355,18 @@ class Conductor:
             for name, member in self._members.items()
             if member.attendance is None and now_s >= member.lost_s + self._config.reconnect_grace_s
         }
-        for instance_id, placement in list(self._placed.items()):
-            if placement.worker in lost:
-                self._remove(instance_id)
-        for instance_id, placement in list(self._leaving.items()):
-            if placement.worker in lost:
-                self._forget(instance_id)
+        wanted, leaving = self._roster.on(lost)
+        for instance_id in wanted:
+            self._remove(instance_id)
+        for instance_id in (*wanted, *leaving):
+            self._roster.forget(instance_id)
         for worker in lost:
             del self._members[worker]
-        for key, (worker, _, answer) in list(self._preparing.items()):
-            if worker in lost and not answer.done():
-                answer.set_result(Prepared(key=key, code="worker-lost", text=f"{worker} was lost"))
+        self._preparing.lost(lost)
 
     def _drop_late(self, now_s: float) -> None:
         """A start that takes too long has failed, whatever its worker will say of it."""
-        for instance_id, placement in list(self._placed.items()):
+        for instance_id, placement in self._roster.all():
             if placement.phase is InstancePhase.STARTING and now_s > placement.ordered_s + self._config.start_s:
                 text = f"it was not ready within {self._config.start_s:g} s"
                 self._start_failed(placement.worker, instance_id, placement.order.key, blame=False, text=text)
@@ -440,7 +414,7 @@ class Conductor:
             if spec is None:
                 continue
             closed = "" if entry.phase is RevisionPhase.ACTIVE else f"it is {entry.phase.value}"
-            backends = () if closed else tuple(self._backends(key))
+            backends = () if closed else self._roster.backends(key)
             revisions.append(
                 RevisionRoute(
                     key=key,
@@ -453,12 +427,6 @@ class Conductor:
         return FunctionRoute(
             key=function.key, version=function.version, revisions=tuple(revisions), why_none=state.why_none
         )
-
-    def _backends(self, key: RevisionKey) -> Iterable[Backend]:
-        for placement in self._placed.values():
-            report = placement.report
-            if placement.order.key == key and report is not None and report.phase is InstancePhase.READY:
-                yield Backend(instance=report.id, worker=placement.worker, address=report.address)
 
     def _tell(self) -> None:
         for worker, member in self._members.items():
@@ -479,15 +447,15 @@ class Conductor:
     # What was heard.
 
     def _heard_instance(self, worker: str, report: InstanceReport) -> None:
-        leaving = self._leaving.get(report.id)
+        leaving = self._roster.find_leaving(report.id)
         if leaving is not None:
             leaving.report = report
             return
-        placement = self._placed.get(report.id)
+        placement = self._roster.find(report.id)
         if placement is None:
             if report.phase in _LIVE and self._registry.active(report.key):
                 order = InstanceOrder(id=report.id, key=report.key, spec=self._registry.spec(report.key))
-                self._placed[report.id] = _Placement(order, worker, self._clock.monotonic_s(), report)
+                self._roster.place(Placement(order, worker, self._clock.monotonic_s(), report))
                 self._dirty.add(report.key.function)
             return
         before, placement.report = placement.phase, report
@@ -515,23 +483,9 @@ class Conductor:
         self._avoid[key] = self._avoid.get(key, frozenset()) | {worker}
         _log.warning("instance-failed", instance=instance_id, worker=worker, blame=blame, text=text)
 
-    def _heard_prepared(self, worker: str, prepared: Prepared) -> None:
-        chosen, _, answer = self._preparing.get(prepared.key, ("", None, None))
-        if chosen == worker and answer is not None and not answer.done():
-            answer.set_result(prepared)
-
     def _remove(self, instance_id: str) -> None:
         """It is wanted no more. Its worker may go on reporting it while its last requests end."""
-        placement = self._placed.pop(instance_id)
-        self._dirty.add(placement.order.key.function)
-        self._leaving[instance_id] = placement
-
-    def _forget(self, instance_id: str) -> None:
-        """It is gone; what it counted stays."""
-        placement = self._leaving.pop(instance_id)
-        key = placement.order.key
-        if placement.report is not None and self._registry.entry(key) is not None:
-            self._totals[key] = _sum([self._totals.get(key, InstanceStats()), placement.report.stats], now=False)
+        self._dirty.add(self._roster.remove(instance_id).order.key.function)
 
     def _function_changed(self, before: Function | None, after: Function | None) -> None:
         known = {key: self._entry_of(before, key) for key in keys_of(before)} if before is not None else {}
@@ -540,8 +494,9 @@ class Conductor:
             entry, earlier = current.get(key), known.get(key)
             self._floors.pop(key, None)
             if entry is None:
-                for kept in (self._healths, self._scales, self._totals, self._avoid):
+                for kept in (self._healths, self._scales, self._avoid):
                     kept.pop(key, None)
+                self._roster.forget_totals(key)
             elif entry.phase is RevisionPhase.ACTIVE:
                 if earlier is not None and earlier.phase is not RevisionPhase.ACTIVE:
                     self._healths.pop(key, None)
@@ -555,24 +510,6 @@ class Conductor:
         return function.state.revision(key.revision) if function is not None else None
 
     # Preparing.
-
-    async def _prepare_at(self, worker: str, key: RevisionKey, spec: RevisionSpec) -> Prepared:
-        joined = self._preparing.get(key)
-        if joined is not None:
-            while not joined[2].done():
-                await self.changed.wait_notified(within_s=0.1)
-            return joined[2].result()
-        answer: asyncio.Future[Prepared] = asyncio.get_running_loop().create_future()
-        self._preparing[key] = (worker, PrepareOrder(key=key, spec=spec), answer)
-        self._wake(worker)
-        try:
-            return await answer
-        finally:
-            del self._preparing[key]
-            if not answer.done():
-                answer.set_result(Prepared(key=key, code="worker-lost", text="nobody waits for it any more"))
-            self._wake(worker)
-            self.changed.notify()
 
     def _wake(self, worker: str) -> None:
         member = self._members.get(worker)
@@ -608,9 +545,6 @@ class Conductor:
     def _attended(member: _Member | None) -> bool:
         return member is not None and member.attendance is not None and member.heard
 
-    def _ready(self, key: RevisionKey) -> bool:
-        return any(each.order.key == key and each.phase is InstancePhase.READY for each in self._placed.values())
-
     def _demands(self) -> Counter[RevisionKey]:
         demands: Counter[RevisionKey] = Counter()
         for member in self._members.values():
@@ -621,40 +555,6 @@ class Conductor:
     def _demand_of(self, key: RevisionKey) -> tuple[int, int]:
         found = [each for member in self._members.values() for each in member.report.demands if each.key == key]
         return sum(each.waiting for each in found), sum(each.in_flight for each in found)
-
-    def _total(self, key: RevisionKey) -> InstanceStats:
-        living = [
-            each.report.stats
-            for each in (*self._placed.values(), *self._leaving.values())
-            if each.order.key == key and each.report is not None
-        ]
-        return _sum([self._totals.get(key, InstanceStats()), *living], now=True)
-
-    @staticmethod
-    def _as_placed(instance_id: str, placement: _Placement) -> Placed:
-        order = placement.order
-        return Placed(
-            id=instance_id,
-            key=order.key,
-            worker=placement.worker,
-            phase=placement.phase,
-        )
-
-
-def _sum(stats: Sequence[InstanceStats], *, now: bool) -> InstanceStats:
-    """The counters added up; with ``now`` also what instances have at this moment."""
-    added = {name: sum(getattr(each, name) for each in stats) for name in _COUNTERS}
-    peak = max(each.memory_peak_bytes for each in stats)
-    if not now:
-        return InstanceStats(**added, memory_peak_bytes=peak)
-    return InstanceStats(
-        **added,
-        memory_peak_bytes=peak,
-        in_flight=sum(each.in_flight for each in stats),
-        memory_bytes=sum(each.memory_bytes for each in stats),
-        latency_p50_s=max(each.latency_p50_s for each in stats),
-        latency_p99_s=max(each.latency_p99_s for each in stats),
-    )
 
 
 def _end(attendance: Attendance) -> None:

@@ -12,6 +12,7 @@ from typing import Final, assert_never
 import msgspec
 from msgspec.structs import replace
 
+from corral.functions.checks import check_function_name, check_revision_name, check_scale
 from corral.functions.model import (
     FunctionKey,
     OnBreak,
@@ -19,9 +20,6 @@ from corral.functions.model import (
     RevisionPhase,
     Scale,
     Share,
-    check_function_name,
-    check_revision_name,
-    check_scale,
 )
 from corral.kernel.errors import Conflict, InvalidSpec, NotFound, TooLarge
 

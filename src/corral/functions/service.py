@@ -9,6 +9,7 @@ import structlog
 
 from corral.blobs.ports import BlobStore
 from corral.functions import machine
+from corral.functions.checks import check_function_name, check_revision_name, check_scale, check_spec
 from corral.functions.conductor import Conductor, RevisionStatus
 from corral.functions.config import FunctionsConfig
 from corral.functions.logs import FunctionLogs
@@ -23,10 +24,6 @@ from corral.functions.model import (
     RevisionSpec,
     Scale,
     Share,
-    check_function_name,
-    check_revision_name,
-    check_scale,
-    check_spec,
     fingerprint,
 )
 from corral.functions.program import Shape, check_kind, read_shape
