@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from litestar import Controller, delete, get, post
-from litestar.params import PathParameter, QueryParameter
+from litestar.params import FromQuery, PathParameter, QueryParameter
 
 from corral.client.action_model import ActionView, ExecutionView
 from corral.doors.rest.given import GivenCaller, GivenServices
@@ -34,8 +34,8 @@ class ActionDoor(Controller):
         services: GivenServices,
         caller: GivenCaller,
         digest: DigestText,
-        skip_cache_lookup: bool = False,
-        priority: int = 0,
+        skip_cache_lookup: FromQuery[bool] = False,
+        priority: FromQuery[int] = 0,
         wait_s: WaitS = 0.0,
     ) -> ExecutionView:
         """Answers at the end, or after `wait_s` (at most the scheduler's) with where it stands."""
