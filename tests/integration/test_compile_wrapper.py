@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from corral.compile.control import tell
 from corral.entry import WRAPPER
 from corral.testing.compiles import Compiles, aged, compiles, has_ended, wait_until
 
@@ -595,3 +596,38 @@ def test_results_without_compression_are_cloned_or_linked_out(project: Path) -> 
 
         assert own.outcomes() == ["local-run", "local-hit", "local-run"]
         assert (project / "main.o").read_bytes()[:4] == b"\x7fELF"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="unshare (util-linux) is not installed")
+def test_a_full_disk_keeps_nothing_and_breaks_nothing_and_a_container_is_another_world(
+    own: Compiles, project: Path
+) -> None:
+    own.store.mkdir()
+    script = (
+        f"mount -t tmpfs -o size=128k none {own.store} && "
+        f"{WRAPPER} gcc --version >/dev/null && "  # the daemon is there, and so are its directories
+        f"{{ cat /dev/zero >{own.store}/ballast; "
+        f"for turn in 1 2; do rm -f main.o; {WRAPPER} {' '.join(('gcc', *COMPILE))} || exit 9; done; }}"
+    )
+
+    done = subprocess.run(
+        ["unshare", "--mount", "--propagation", "private", "sh", "-c", script],
+        cwd=project,
+        env=own.environment,
+        capture_output=True,
+        check=False,
+    )
+    full = tell(own.environment, "flush")
+    assert done.returncode == 0, done.stderr
+    assert (project / "main.o").read_bytes()[:4] == b"\x7fELF"
+    assert full is not None
+    assert full["unwritten"] == 2
+
+    # That daemon lives in another mount namespace: what is called main.c there may be another file.
+    (project / "main.o").unlink()
+    outside = own.run("gcc", *COMPILE, cwd=project)
+    answer = tell(own.environment, "flush")
+    assert (outside.returncode, outside.stderr) == (0, b"")
+    assert answer is not None
+    assert answer["plans"] == full["plans"]
