@@ -3,6 +3,7 @@
 from typing import Any
 
 from litestar import Controller, post
+from litestar.params import JSONBody
 
 from corral.compile.remote.model import WorkerRoute
 from corral.doors.rest.given import GivenCaller, GivenServices
@@ -18,7 +19,7 @@ class RouteDoor(Controller):
     opt: Any = {"area": "actions", "reads": True}  # noqa: RUF012 (Litestar copies it per handler)
 
     @post(status_code=200, summary="Ask for workers to dial directly, or give routes back")
-    async def ask(self, services: GivenServices, caller: GivenCaller, data: RouteRequest) -> RouteList:
+    async def ask(self, services: GivenServices, caller: GivenCaller, data: JSONBody[RouteRequest]) -> RouteList:
         """The token of a route is for five minutes, one tenant, one image, one worker and one purpose."""
         caller.require("actions:execute")
         if services.routes is None:
