@@ -31,7 +31,7 @@ environment = {{
 arguments = ["--noconftest", "-c", "/dev/null", "--rootdir=/scratch", "-p", "pytest_asyncio.plugin"]
 arguments += ["-p", "no:cacheprovider", "-o", "asyncio_mode=auto", "-o", "markers=slow"]
 arguments += ["-o", "asyncio_default_fixture_loop_scope=function", "--import-mode=importlib", "--assert=plain"]
-arguments += ["-q", "-rs", "--color=no", "--tb=short", "--durations=9", "-k", {CHOSEN!r}, "/give/{CONTRACT.name}"]
+arguments += ["-v", "-rs", "--color=no", "--tb=short", "--durations=9", "-k", {CHOSEN!r}, "/give/{CONTRACT.name}"]
 pytest = subprocess.Popen([sys.executable, "-m", "pytest", *arguments], env=environment)
 while True:  # process 1 reaps whatever nobody else does
     pid, status = os.wait()

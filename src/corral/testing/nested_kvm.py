@@ -176,7 +176,7 @@ def _python() -> Iterator[Path]:
     programs = [Path(sys.executable), Path(sys._base_executable).resolve()]  # type: ignore[attr-defined]
     site = Path(msgspec.__file__).parents[1]
     trees = [Path(sysconfig.get_path("stdlib")), *(Path(package.__file__ or "").parent for package in _PACKAGES)]
-    trees += [*(site / name for name in _ALSO), *site.glob("pytest*.dist-info")]
+    trees += [*(site / name for name in _ALSO), *site.glob("pytest*.dist-info"), *site.glob("pluggy*.dist-info")]
     for file in (file for tree in trees for file in _tree(tree)):
         yield file
         if ".so" in file.name:

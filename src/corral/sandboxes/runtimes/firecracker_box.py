@@ -114,8 +114,6 @@ class FirecrackerBox:
 
     async def freeze(self) -> dict[str, Path]:
         """Write the machine to files, and end it; they lie in the jail. Raises SandboxFailed."""
-        if self._link is not None:
-            self._link.close()
         monitor = self._monitor
         # what is written may be counted as memory of the group until it is on the disk
         machine_bytes = self.machine.memory_mib * MIB
@@ -125,6 +123,8 @@ class FirecrackerBox:
         wanted = SnapshotFiles(snapshot_path=f"/{_FROZEN}{STATE}", mem_file_path=f"/{_FROZEN}{MEMORY}")
         await monitor.api.create_snapshot(wanted, within_s=_SNAPSHOT_WITHIN_S)
         await self._end_monitor()
+        if self._link is not None:
+            self._link.close()  # not before: an agent whose stream ended, instead of being reset, ends too
         return {name: self._jail.root / f"{_FROZEN}{name}" for name in (STATE, MEMORY)}
 
     async def stop(self) -> None:
