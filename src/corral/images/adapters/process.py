@@ -78,7 +78,7 @@ async def unpack(order: Order, *, lock: int, on_progress: OnProgress) -> Tally:
 async def _heard(process: asyncio.subprocess.Process, order: Order, on_progress: OnProgress) -> Tally:
     assert process.stdin is not None
     assert process.stdout is not None
-    with suppress(ConnectionError):  # it ended already; what it said tells why
+    with suppress(ConnectionError, RuntimeError):  # it ended already (uvloop says RuntimeError); what it said tells why
         process.stdin.write(msgspec.json.encode(order) + b"\n")
         await process.stdin.drain()
     while line := await process.stdout.readline():
