@@ -80,8 +80,12 @@ static void become_small(void) {
   limit(RLIMIT_FSIZE, file_bytes);
   if (address_space) limit(RLIMIT_AS, address_space);
   if (cpu_s) limit(RLIMIT_CPU, cpu_s);
-  if (group && setgroups(0, NULL) == 0 && setresgid((gid_t)group, (gid_t)group, (gid_t)group) != 0) exit(71);
-  if (user && setresuid((uid_t)user, (uid_t)user, (uid_t)user) != 0) exit(71);
+  bool became = !group || (setgroups(0, NULL) == 0 && setresgid((gid_t)group, (gid_t)group, (gid_t)group) == 0);
+  became = became && (!user || setresuid((uid_t)user, (uid_t)user, (uid_t)user) == 0);
+  if (!became) {
+    perror("corral-wasm-host: the tenant's user (engine.first_user)");
+    exit(71);
+  }
 }
 
 int main(int argc, char **argv) {
