@@ -92,6 +92,25 @@ def test_a_compile_runs_in_a_sandbox_of_a_worker_and_the_next_user_finds_it(
     assert [(each.outcome.value, each.why) for each in events] == [("remote-hit", ""), ("remote-run", "header")]
 
 
+@pytest.mark.parametrize(
+    ("asked", "status", "said"),
+    [
+        ({"slots": 0}, 200, "routes"),
+        ({"slots": 100_000}, 422, "slots"),
+        ({"purpose": "mining"}, 422, "purpose"),
+        ({"slots": "many"}, (400, 422), "slots"),
+        ({"slot": 1}, (400, 422), "slot"),
+    ],
+)
+def test_a_question_for_a_route_is_answered_or_told_what_is_wrong(
+    asked: dict[str, object], status: int | tuple[int, ...], said: str, fleet: CorralProcess
+) -> None:
+    answer = httpx.post(f"{fleet.url}/api/v1/routes", json=asked, timeout=30)
+
+    assert answer.status_code in (status if isinstance(status, tuple) else (status,)), answer.text
+    assert said in answer.text
+
+
 def test_a_dead_scheduler_costs_one_line_and_no_build(tmp_path: Path) -> None:
     project = _project(tmp_path / "project")
     with compiles({"CORRAL_COMPILE__REMOTE__SCHEDULER": "http://127.0.0.1:9", "LC_ALL": "C"}) as running:
