@@ -61,7 +61,7 @@ async def open_functions(
         expected_workers=lambda: _at_home(fleet),
     )
     logs = FunctionLogs(data / "function-logs", clock, config)
-    return Functions(registry, conductor, logs, blobs, clock, config)
+    return Functions(registry, conductor, logs, blobs, clock, config, shared=not database.url.is_sqlite)
 
 
 def _at_home(fleet: Fleet) -> list[str]:

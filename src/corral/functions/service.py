@@ -59,7 +59,7 @@ class Deployed:
 
 
 class Functions:
-    """One per scheduler. ``open()`` first, then ``run()`` for as long as it serves."""
+    """One per scheduler; ``run()`` for as long as it serves. ``shared``: other schedulers may change the registry."""
 
     def __init__(
         self,
@@ -69,8 +69,11 @@ class Functions:
         blobs: BlobStore,
         clock: Clock,
         config: FunctionsConfig,
+        *,
+        shared: bool = True,
     ) -> None:
         self.registry = registry
+        self._shared = shared
         self.conductor = conductor
         self.logs = logs
         self.config = config
@@ -245,7 +248,8 @@ class Functions:
         async with asyncio.TaskGroup() as group:
             group.create_task(self.conductor.run(), name="functions:conductor")
             group.create_task(self.logs.run(), name="functions:logs")
-            group.create_task(self._compare(), name="functions:compare")
+            if self._shared:
+                group.create_task(self._compare(), name="functions:compare")
             group.create_task(self._upkeep(), name="functions:upkeep")
 
     async def _compare(self) -> None:
