@@ -17,7 +17,7 @@ from corral.testing.machines import build_root, kits, why_no_machines
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
 CONTRACT = Path(__file__).parents[1] / "contract" / "test_runtime_firecracker.py"
 WITHIN_S = 330.0
-CHOSEN = "jailed or network_device or comes_back or copies_differ or monitor_is_killed or swept or own_words"
+CHOSEN = "jailed or comes_back or copies_differ or swept"
 SCRIPT = f"""
 import os, subprocess, sys
 environment = {{
