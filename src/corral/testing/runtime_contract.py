@@ -284,7 +284,8 @@ class RuntimeContract:
     async def test_too_much_memory_ends_in_its_own_result(self, runtime: Runtime, sandbox: Sandbox) -> None:
         self._needs(runtime.capabilities.memory_limit, "memory limit")
         async with _neighbour(runtime) as neighbour:
-            done = await shell(sandbox, "head -c 400M /dev/zero | tail -c 300M >/dev/null; exit 1")
+            script = "head -c 400M /dev/zero | tail -c 300M >/dev/null; exit 1"
+            done = await shell(sandbox, script, timeout_s=90.0)  # an emulated machine takes its time
 
             assert done.result.end is End.OUT_OF_MEMORY, done
             assert sandbox.soiled

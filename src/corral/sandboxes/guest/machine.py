@@ -15,7 +15,9 @@ import msgspec
 
 MIB: Final = 1024 * 1024
 STREAM_PORT: Final = "corral.agent"  # native/guest/guest.h
-_KERNEL_BYTES: Final = 64 * MIB  # of a machine's memory: the kernel and what it keeps about the rest
+# of a machine's memory: the kernel and what it keeps about the rest; one with modules and ACPI is a distribution's
+_KERNEL_BYTES: Final = 64 * MIB
+_DISTRIBUTION_BYTES: Final = 160 * MIB
 _CODE_MIB: Final = 64  # translated code that QEMU keeps without KVM
 _PROCESSORS_MAX: Final = 32
 _QUIET: Final = "quiet console=hvc0"
@@ -67,7 +69,8 @@ class MachineShape(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def machine_bytes(self) -> int:
         """The machine's memory, in whole MiB; a kernel needs a part of it for every page that there is."""
-        return math.ceil((self.memory_bytes * 1.03 + _KERNEL_BYTES) / MIB) * MIB
+        kernel_bytes = _DISTRIBUTION_BYTES if self.acpi else _KERNEL_BYTES
+        return math.ceil((self.memory_bytes * 1.03 + kernel_bytes) / MIB) * MIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
