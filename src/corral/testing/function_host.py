@@ -158,6 +158,7 @@ class MemoryHost:
                 if status:
                     return status, key.revision, backend.instance
                 tried.append(backend.instance)
+                await self._routed.wait_notified(within_s=0.02)  # a front in one thread must let others run
         return 502, "", ""
 
     async def answer(self, instance_id: str) -> int:

@@ -19,6 +19,7 @@ from corral.wire.v1.functions_pb2_grpc import FunctionsStub
 
 _RETRY_S: Final = 0.1
 _GAP_S: Final = 0.005  # what happens at once travels together
+_ENDS: Final = (grpc.aio.AioRpcError, SchedulerUnavailable, asyncio.InvalidStateError)
 _decode_orders: Final = msgspec.json.Decoder(FunctionsOrders).decode
 _decode_routes: Final = msgspec.json.Decoder(RoutingUpdate).decode
 _logger = structlog.get_logger("corral.functions.link")
@@ -39,8 +40,10 @@ class FunctionsStream:
             session = await self._link.wait_session()
             try:
                 await self._converse(session)
-            except* (grpc.aio.AioRpcError, SchedulerUnavailable, asyncio.InvalidStateError) as errors:
+            except BaseExceptionGroup as errors:
                 raise_if_cancelled()
+                if errors.split(_ENDS)[1] is not None:
+                    raise
                 self._lost(session, errors)
             await asyncio.sleep(_RETRY_S)
 
