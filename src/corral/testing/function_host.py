@@ -1,6 +1,6 @@
 """A worker's engine and front without any Wasm, for tests: instances answer with the name of their revision.
 
-``call`` is a client at the front: it waits for an instance as a real front does, asks again elsewhere once when one
+``call`` is a client at the front: it waits for an instance as a real front does, asks again elsewhere twice when one
 dies under it, and gives (status, revision, instance).
 """
 
