@@ -21,6 +21,7 @@ async def test_every_runtime_is_tried_and_nothing_is_left(tmp_path: Path) -> Non
         "oci": ("is not installed",),
         "gvisor": ("is not installed",),
         "qemu": ("is not installed", "there is no guest kit"),
+        "firecracker": ("is not installed", "there is no guest kit", "no guest boots"),
     }
     for finding in report.runtimes:
         works = finding.name in KNOWN and not any(each in finding.detail for each in missing.get(finding.name, ()))

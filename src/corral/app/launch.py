@@ -5,6 +5,7 @@ and Litestar takes pydantic, for models that we do not write. Hiding both saves 
 package takes its whole object-relational mapper for sessions; we speak Core only, and save another six.
 """
 
+import os
 import sys
 from importlib import import_module
 from types import ModuleType
@@ -13,6 +14,8 @@ from typing import Any, Final
 ROLES: Final = ("up", "scheduler", "worker", "config_show", "image", "vm", "daemon")
 _HIDDEN: Final = ("rich", "pydantic")
 _UNUSED: Final = ("sqlalchemy.ext.asyncio.scoping", "sqlalchemy.ext.asyncio.session")
+ENVIRONMENT: Final = {"GRPC_ENABLE_FORK_SUPPORT": "0"}
+"""gRPC's handlers for fork, which uvloop starts programs with, crash one child in a hundred; we only fork to exec."""
 _FOR_PEOPLE: Final = frozenset({"image", "vm"})  # draws tables, and ends
 
 
@@ -33,6 +36,7 @@ def main() -> int:
         return 2
     for name in _HIDDEN if role not in _FOR_PEOPLE else ():
         sys.modules[name] = None  # type: ignore[assignment]  # importing it fails, as if it were not installed
+    os.environ.update(ENVIRONMENT)
     for name in _UNUSED:
         sys.modules[name] = _Unused(name)
     status: int = import_module(f"corral.app.{role}").main()
