@@ -158,8 +158,10 @@ def test_cancel_reaches_the_process(up: Up) -> None:
 
 
 def test_ctrl_c_cancels_the_task_and_exits_with_130(up: Up) -> None:
+    # a shell's background job, as a test run may be, ignores SIGINT, and so would its children
+    plain = ("env", "--default-signal=INT", sys.executable, "-m", "corral")
     process = subprocess.Popen(
-        [sys.executable, "-m", "corral", "run", "--name", "interrupted", "--", "sh", "-c", "echo started; sleep 4322"],
+        [*plain, "run", "--name", "interrupted", "--", "sh", "-c", "echo started; sleep 4322"],
         env=environment(up.url),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
