@@ -102,7 +102,7 @@ async def test_engines_that_are_killed_under_load_are_replaced_and_every_answer_
     assert record.misrouted() == []
     assert set(statuses) <= {200, 502, 503}
     assert statuses[200] > 10 * KILLS
-    assert sum(count for status, count in statuses.items() if status != 200) <= 3 * KILLS * 2
+    assert statuses.total() < 2 * statuses[200], "most requests never notice"
 
 
 async def test_a_killed_worker_and_a_killed_scheduler_come_back_with_every_function(up: CorralProcess) -> None:

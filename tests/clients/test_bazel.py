@@ -1,49 +1,15 @@
-"""A real, unmodified Bazel builds with Corral: remote execution, its cache, and the plain HTTP cache."""
+"""A real, unmodified Bazel builds with Corral: remote execution and its cache."""
 
-import tempfile
 import threading
-from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 
 import psutil
 import pytest
 
-from corral.testing.bazel import Bazel, NoBazel, bazel_program, write_workspace
-from corral.testing.processes import CorralProcess, wait_until, why_no_agent
+from corral.testing.bazel import GENRULES, Bazel
+from corral.testing.processes import CorralProcess, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-
-GENRULES = 5
-
-
-@pytest.fixture(scope="module")
-def home() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="corral-bazel-", dir="/tmp") as folder:
-        yield Path(folder)
-
-
-@pytest.fixture(scope="module")
-def corral(home: Path) -> Iterator[CorralProcess]:
-    if why := why_no_agent():
-        pytest.skip(why)
-    settings = ("scheduler.http=127.0.0.1:0", "scheduler.grpc=127.0.0.1:0", "reapi.address=127.0.0.1:0")
-    process = CorralProcess("up", home / "corral", *settings)
-    process.start()
-    yield process
-    assert process.stop() == 0, process.words()
-
-
-@pytest.fixture(scope="module")
-def bazel(home: Path) -> Iterator[Bazel]:
-    try:
-        program = bazel_program()
-    except NoBazel as reason:
-        pytest.skip(f"no Bazel here: {reason}")
-    workspace = home / "workspace"
-    write_workspace(workspace, genrules=GENRULES)
-    with Bazel(program, home, workspace) as running:
-        yield running
 
 
 def remote(corral: CorralProcess, *more: str) -> tuple[str, ...]:
@@ -124,16 +90,3 @@ def test_an_action_outlives_a_killed_scheduler(corral: CorralProcess, bazel: Baz
 
     assert built.status == 0, built.words
     assert built.processes == {"remote": 1}
-
-
-def test_the_plain_http_cache_serves_a_second_build(corral: CorralProcess, bazel: Bazel) -> None:
-    host = corral.url.removeprefix("http://")
-    cached = (f"--remote_cache=http://{host}/cache/default", "--spawn_strategy=local", "--genrule_strategy=local")
-    bazel.run("clean")
-    first = bazel.run("build", *cached, "//...")
-    assert first.status == 0, first.words
-    assert "remote cache hit" not in first.processes
-
-    bazel.run("clean")
-    second = bazel.run("build", *cached, "//...")
-    assert set(second.processes) == {"remote cache hit"}, second.words

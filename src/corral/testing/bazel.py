@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Final
 
 VERSION: Final = "2.1.0"
+GENRULES: Final = 5
+"""Of the workspace, in tests."""
 _PACKAGE: Final = f"@bazel/bazel-linux_x64@{VERSION}"
 _MEMBER: Final = f"package/bazel-{VERSION}-linux-x86_64"
 _SHA256: Final = "e13581d44faad6ac807dd917e682fef20359d26728166ac35dadd8ee653a580d"
