@@ -42,6 +42,7 @@ from corral.kernel.errors import CorralError, NoFeasibleWorker
 _log = structlog.get_logger("corral.functions")
 _LIVE: Final = (InstancePhase.STARTING, InstancePhase.READY)
 _ACTOR: Final = "breaker"
+_NOTHING_RUNS_S: Final = 10.0
 
 
 class Attendance:
@@ -280,6 +281,8 @@ class Conductor:
             if self._is_settled():
                 breaks = self.look()
                 await self._break(breaks)
+                if not self._is_busy():
+                    wait_s = max(wait_s, _NOTHING_RUNS_S)  # whatever begins is news, and wakes us
             else:
                 wait_s = 0.05
             try:
@@ -287,6 +290,10 @@ class Conductor:
                     await self._work.wait()
             except TimeoutError:
                 continue
+
+    def _is_busy(self) -> bool:
+        """True when the clock alone may change what should be: an instance is there, or somebody wants one."""
+        return bool(self._floors or self._warming or any(self._demands().values()) or {*self._roster.live_keys()})
 
     def look(self) -> list[tuple[RevisionKey, Break]]:
         """One comparison of what is with what should be; which revisions are found bad."""

@@ -18,6 +18,7 @@ from corral.wire.v1 import functions_pb2
 from corral.wire.v1.functions_pb2_grpc import FunctionsStub
 
 _RETRY_S: Final = 0.1
+_WHEN_IDLE: Final = 10  # times as long between reports that hold nothing
 _GAP_S: Final = 0.005  # what happens at once travels together
 _ENDS: Final = (grpc.aio.AioRpcError, SchedulerUnavailable, asyncio.InvalidStateError)
 _decode_orders: Final = msgspec.json.Decoder(FunctionsOrders).decode
@@ -63,9 +64,10 @@ class FunctionsStream:
             attendant.news.clear()
             lines, dropped = attendant.take_lines()
             wanted, attendant.want_routes = attendant.want_routes, False
+            report = attendant.report()
             await call.write(
                 functions_pb2.FunctionsUp(
-                    report_json=msgspec.json.encode(attendant.report()),
+                    report_json=msgspec.json.encode(report),
                     lines_json=msgspec.json.encode(lines) if lines else b"",
                     lines_dropped=dropped,
                     want_routes=wanted,
@@ -75,7 +77,8 @@ class FunctionsStream:
             if attendant.lines_waiting:
                 continue
             try:
-                async with asyncio.timeout(self._report_s):
+                busy = report.instances or report.demands
+                async with asyncio.timeout(self._report_s if busy else self._report_s * _WHEN_IDLE):
                     await attendant.news.wait()
             except TimeoutError:
                 continue
