@@ -228,8 +228,6 @@ class Sandbox:
         Raises:
             SandboxLost: the sandbox died.
         """
-        if self.as_new:
-            return True
         clean, _ = await self._link.reset()
         self._soiled = self._soiled or not clean
         return clean

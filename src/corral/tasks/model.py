@@ -148,8 +148,6 @@ class Started(msgspec.Struct, frozen=True, kw_only=True, tag="started"):
 class Returned(msgspec.Struct, frozen=True, kw_only=True, tag="returned"):
     """The worker claimed the run ahead of its time, has not begun it, and somebody else had better have it."""
 
-    at_s: float
-
 
 class Resolved(msgspec.Struct, frozen=True, kw_only=True, tag="resolved"):
     """A run ended. Exactly one of completed, failed or exception (then ``reason`` is set).

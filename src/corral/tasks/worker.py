@@ -303,7 +303,7 @@ class Worker:
     async def _return(self, held: _Held) -> None:
         ref = held.run.claim.ref
         try:
-            await self.tell(ref, Returned(at_s=self._clock.now_s()))
+            await self.tell(ref, Returned())
         finally:
             self._let_go(ref)
 
