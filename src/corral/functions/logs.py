@@ -7,10 +7,12 @@ dropped and counted. ``seq`` grows over restarts, so a reader that comes back kn
 import asyncio
 import os
 import shutil
+import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 import msgspec
 import structlog
@@ -39,6 +41,8 @@ class FunctionLogs:
         self._waiting_bytes = 0
         self._writing: Sequence[LogLine] = ()
         self._last_seq = 0
+        self._disk = threading.Lock()  # held to write a batch, and to open both files of a function
+        self._stored_seq = 0
         self._arrived = asyncio.Event()
         self.changed = Signal()
         self.dropped = 0
@@ -82,13 +86,16 @@ class FunctionLogs:
     def _store(self, lines: Sequence[LogLine]) -> str:
         """Append to the files; why not, if it did not work."""
         by_function: dict[FunctionKey, list[LogLine]] = {}
-        for line in lines:
-            by_function.setdefault(line.key.function, []).append(line)
-        try:
-            for key, some in by_function.items():
-                self._append(key, some)
-        except OSError as error:
-            return error.strerror or type(error).__name__
+        with self._disk:
+            for line in lines:
+                if line.seq > self._stored_seq:  # else another thread was at it when ``run`` was cancelled
+                    by_function.setdefault(line.key.function, []).append(line)
+            self._stored_seq = max((line.seq for line in lines), default=self._stored_seq)
+            try:
+                for key, some in by_function.items():
+                    self._append(key, some)
+            except OSError as error:
+                return error.strerror or type(error).__name__
         return ""
 
     def _append(self, key: FunctionKey, lines: Sequence[LogLine]) -> None:
@@ -99,15 +106,16 @@ class FunctionLogs:
                 os.replace(new, old)
                 self._append(key, lines)
                 return
-            file.write(b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
+            file.write(b"\n".join((b"", *(msgspec.json.encode(line) for line in lines), b"")))
 
     async def read(
         self, key: FunctionKey, *, after: int, limit: int, revision: str = "", request_id: str = ""
     ) -> Sequence[LogLine]:
         """Lines after ``after``, oldest first; with ``after`` below 0 the newest ``limit``."""
+        unwritten = (*self._writing, *self._waiting)  # as of before the disk is read, so that none is in neither
         found = await asyncio.to_thread(self._stored, key, after, revision, request_id)
         known = found[-1].seq if found else after
-        for line in (*self._writing, *self._waiting):
+        for line in unwritten:
             if line.key.function == key and line.seq > known and _wanted(line, after, revision, request_id):
                 found.append(line)
         return found[-limit:] if after < 0 else found[:limit]
@@ -117,11 +125,12 @@ class FunctionLogs:
     ) -> AsyncGenerator[Sequence[LogLine], None]:
         """Lines after ``after`` as they come; an empty batch after ``idle_s`` without any. Ends never."""
         while True:
+            newest = self._last_seq
             lines = await self.read(key, after=after, limit=_PAGE, revision=revision, request_id=request_id)
             if lines:
                 after = lines[-1].seq
                 yield lines
-            elif not await self.changed.wait_notified(within_s=idle_s):
+            elif newest == self._last_seq and not await self.changed.wait_notified(within_s=idle_s):
                 yield ()
 
     def forget(self, key: FunctionKey) -> None:
@@ -130,23 +139,26 @@ class FunctionLogs:
 
     def _stored(self, key: FunctionKey, after: int, revision: str, request_id: str) -> list[LogLine]:
         new, old = self._files(key)
-        return [line for path in (old, new) for line in _lines(path) if _wanted(line, after, revision, request_id)]
+        files: list[IO[bytes]] = []
+        with ExitStack() as opened:
+            with self._disk:
+                for path in (old, new):
+                    with suppress(FileNotFoundError):
+                        files.append(opened.enter_context(path.open("rb")))
+            return [line for file in files for line in _lines(file) if _wanted(line, after, revision, request_id)]
 
     def _files(self, key: FunctionKey) -> tuple[Path, Path]:
         folder = self._directory / key.tenant / key.name
         return folder / "new.jsonl", folder / "old.jsonl"
 
 
-def _lines(path: Path) -> Iterator[LogLine]:
-    try:
-        with path.open("rb") as file:
-            for text in file:
-                try:
-                    yield _decode(text)
-                except msgspec.DecodeError:
-                    continue  # the last line of a scheduler that was killed while it wrote
-    except FileNotFoundError:
-        return
+def _lines(file: IO[bytes]) -> Iterator[LogLine]:
+    """Batches begin on a line of their own: the one before may be cut off, where a scheduler was killed."""
+    for text in file:
+        try:
+            yield _decode(text)
+        except msgspec.DecodeError:
+            continue
 
 
 def _wanted(line: LogLine, after: int, revision: str, request_id: str) -> bool:
