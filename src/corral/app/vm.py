@@ -1,5 +1,6 @@
 """``corral.app.launch vm``: carries out one verb of ``corral vm`` on this machine's guest kits."""
 
+import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
@@ -20,6 +21,7 @@ _INTERRUPTED: Final = 130
 
 def main() -> int:
     """Exit statuses as everywhere: 0 done, 1 failed, 2 the request is wrong."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: a build cleans up behind itself
     try:
         config, arguments = read_arguments("vm", "--wanted")
         wanted = msgspec.json.decode(arguments.wanted, type=WantedKit)

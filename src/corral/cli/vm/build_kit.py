@@ -1,6 +1,5 @@
 """`corral vm build-kit`."""
 
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +15,7 @@ from corral.kernel.errors import InvalidSpec
 from corral.sandboxes.guest.build import build_from_kernel, build_from_package, download_package
 from corral.sandboxes.guest.kit import GuestKit
 from corral.sandboxes.guest.micro import build_micro
+from corral.sandboxes.guest.workspace import workspace
 
 Package = Annotated[
     Path | None, typer.Option("--package", help="A Debian kernel package that is here already; else apt gets one.")
@@ -80,10 +80,10 @@ def _built(kits: Path, wanted: WantedKit) -> GuestKit:
         return build_from_kernel(
             kernel, kits, source=kernel.name, acpi=wanted.acpi, processors=wanted.processors, tell=tell
         )
-    with tempfile.TemporaryDirectory(prefix="corral-kit-") as work:
+    with workspace(kits) as work:
         if wanted.micro:
-            return build_micro(Path(work), kits, package=package, tell=tell)
-        return build_from_package(package or download_package(Path(work), tell=tell), kits, tell=tell)
+            return build_micro(work, kits, package=package, tell=tell)
+        return build_from_package(package or download_package(work.folder, tell=tell), kits, tell=tell)
 
 
 app = verb_app(build_kit)

@@ -7,6 +7,7 @@ and a compiler, so nobody is made to do it.
 import os
 import re
 import shutil
+import signal
 import subprocess
 import tarfile
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Final
 from corral.kernel.errors import InvalidSpec, StoreUnavailable
 from corral.sandboxes.guest.build import Tell, build_from_kernel, deb_members, debian_file
 from corral.sandboxes.guest.kit import GuestKit
+from corral.sandboxes.guest.workspace import Workspace
 
 SOURCE: Final = "linux-source"
 TOOLS: Final = {
@@ -43,12 +45,13 @@ def missing_tools() -> tuple[str, ...]:
     return tuple(sorted(absent))
 
 
-def build_micro(work: Path, directory: Path, *, package: Path | None, tell: Tell) -> GuestKit:
-    """Build it below the empty directory ``work`` and keep the kit in ``directory``. Blocking, for minutes.
+def build_micro(workspace: Workspace, directory: Path, *, package: Path | None, tell: Tell) -> GuestKit:
+    """Build it in ``workspace`` and keep the kit in ``directory``. Blocking, for minutes.
 
     ``package`` is a ``linux-source-*`` package of Debian; without one apt gets the current one.
     Raises: InvalidSpec for missing tools, space, or a source that this configuration does not fit; StoreUnavailable.
     """
+    work = workspace.folder
     if absent := missing_tools():
         raise InvalidSpec(
             f"the small kernel cannot be built here: {', '.join(absent)} missing",
@@ -59,11 +62,11 @@ def build_micro(work: Path, directory: Path, *, package: Path | None, tell: Tell
     package = package or debian_file(SOURCE, work, prefix="linux-source-", tell=tell)
     tree = _unpacked(package, work, tell)
     tell("configuring")
-    _make(tree, f"KCONFIG_ALLCONFIG={_CONFIG}", "allnoconfig")
+    _make(workspace, tree, f"KCONFIG_ALLCONFIG={_CONFIG}", "allnoconfig")
     _check_options(tree)
     jobs = os.cpu_count() or 1
     tell(f"compiling with {jobs} jobs; this takes minutes")
-    _make(tree, f"-j{jobs}", *(f"{name}={value}" for name, value in _REPRODUCIBLE.items()), "vmlinux")
+    _make(workspace, tree, f"-j{jobs}", *(f"{name}={value}" for name, value in _REPRODUCIBLE.items()), "vmlinux")
     kernel = work / "vmlinux"
     subprocess.run(["strip", "-o", kernel, tree / "vmlinux"], check=True, timeout=60)
     source = f"{package.name.removesuffix('.deb')}, micro"
@@ -93,20 +96,26 @@ def _check_options(tree: Path) -> None:
         )
 
 
-def _make(tree: Path, *words: str) -> None:
-    log = tree.parent / "build.log"
+def _make(workspace: Workspace, tree: Path, *words: str) -> None:
+    log = workspace.folder / "build.log"
     with log.open("ab") as output:
+        make = subprocess.Popen(
+            ["make", *words],
+            cwd=tree,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            pass_fds=(workspace.lock,),
+            process_group=0,
+        )
         try:
-            done = subprocess.run(
-                ["make", *words],
-                cwd=tree,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                timeout=_BUILD_WITHIN_S,
-                check=False,
-            )
+            status = make.wait(timeout=_BUILD_WITHIN_S)
         except subprocess.TimeoutExpired as error:
             raise StoreUnavailable(f"the kernel was not built within {_BUILD_WITHIN_S:g} s") from error
-    if done.returncode:
+        finally:
+            if make.returncode is None:
+                os.killpg(make.pid, signal.SIGKILL)  # make alone would leave its compilers behind
+                make.wait()
+    if status:
         last = " ".join(log.read_text(errors="replace").splitlines()[-_TAIL_LINES:])
         raise InvalidSpec(f"the kernel cannot be built: {last[:500]}")
