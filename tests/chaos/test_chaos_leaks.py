@@ -3,9 +3,11 @@
 (A thousand lives of sandboxes alone are in ``test_runtime_lives``; ten times as much of both in ``bench``.)
 """
 
+import asyncio
 import os
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -58,7 +60,7 @@ def tasks(count: int) -> list[TaskDefinition]:
                 "retry_statuses": [75],
             },
             retries=1,
-            expires_s=1.0,
+            expires_s=5.0,
         )
         for number in range(count)
     ]
@@ -66,8 +68,9 @@ def tasks(count: int) -> list[TaskDefinition]:
 
 async def work(corral: Corral, count: int) -> None:
     submitted = await corral.tasks.submit_all(tasks(count))
-    ends = [(await corral.tasks.wait(task.id)).phase for task in submitted]
-    assert set(ends) == {Phase.COMPLETED, Phase.FAILED, Phase.EXCEPTION}
+    async with asyncio.TaskGroup() as group:  # all at once: an ended task is soon forgotten
+        ends = [group.create_task(corral.tasks.wait(task.id)) for task in submitted]
+    assert {end.result().phase for end in ends} == {Phase.COMPLETED, Phase.FAILED, Phase.EXCEPTION}
 
 
 def belongings(up: CorralProcess) -> dict[str, Any]:
@@ -77,7 +80,7 @@ def belongings(up: CorralProcess) -> dict[str, Any]:
     folders = ("spool", "logs", "sandboxes/boxes", "sandboxes/work", "caches")
     return {
         "processes": sorted(each.name() for each in processes),
-        "descriptors": [len(descriptors(each.pid)) for each in processes[:3]],
+        "descriptors": [descriptors(each.pid) for each in processes[:3]],
         "mounts": sorted(len(Path(f"/proc/{each.pid}/mounts").read_text().splitlines()) for each in processes),
         "network namespaces": len({os.readlink(f"/proc/{each.pid}/ns/net") for each in processes}),
         "control groups": len(groups),
@@ -87,13 +90,15 @@ def belongings(up: CorralProcess) -> dict[str, Any]:
     }
 
 
-def descriptors(pid: int) -> list[str]:
+def descriptors(pid: int) -> Counter[str]:
     """What the process has open, except its database: a pool of readers, which is bounded and opens one when needed."""
-    found = []
+    found: Counter[str] = Counter()
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         with suppress(FileNotFoundError):  # it was closed while we looked
-            found.append(os.readlink(entry))
-    return [target for target in found if "/corral.db" not in target]
+            target = os.readlink(entry)
+            if "/corral.db" not in target:
+                found[target.partition("[")[0]] += 1  # "socket:[4711]": which one, differs
+    return found
 
 
 def rows(database: Path) -> dict[str, int]:

@@ -27,6 +27,9 @@ from corral.sandboxes.runtimes.sealed import reachable
 START_WITHIN_S: Final = 90.0
 _STOP_WITHIN_S: Final = 40.0
 _NOBODY: Final = 65534
+_ANY_PORT: Final = ("engine.front.listen=127.0.0.1:0", "reapi.address=127.0.0.1:0")
+"""For what listens at a well-known port by default: several of us run at once, and whoever waits for a taken port opens
+it when another one ends, in the middle of a test that counts what is open."""
 _READY: Final = re.compile(r"^ready http=(http://\S+) grpc=(\S+)(?: reapi=(\S+))?$", re.MULTILINE)
 
 
@@ -59,7 +62,7 @@ class CorralProcess:
         self.log = home / f"{role}.log"
         self.url = self.grpc = self.reapi = ""
         self._ready_file = home / "ready"
-        self._settings = settings
+        self._settings = (*_ANY_PORT, *settings)
         self._env = env or {}
         self._wrapper = tuple(wrapper)
         self._process: subprocess.Popen[bytes] | None = None

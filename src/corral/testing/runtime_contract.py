@@ -15,6 +15,7 @@ Tests of a power that ``runtime.capabilities`` does not claim are skipped, with 
 """
 
 import asyncio
+import gc
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -89,6 +90,7 @@ async def wait_for_sleepers(
 
 def belongings() -> dict[str, int | set[str]]:
     """What this process owns that a box could leave behind; compare before and after."""
+    gc.collect()  # what earlier tests dropped is closed now, not between two comparisons
     descriptors = len(os.listdir("/proc/self/fd"))
     mounts = set(Path("/proc/self/mounts").read_text().splitlines())
     children = {
