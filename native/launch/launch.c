@@ -1,15 +1,16 @@
 /* corral-launch: becomes another program with less: in control groups, as another user, with only the
  * descriptors that it is told to keep.
  *
- *   corral-launch [-g FILE]... [-b DIRECTORY -t PLACE] [-u UID:GID] [-n FIRST [-h DIRECTORY]...] [-k HIGHEST_FD]
- *                 [-x FD] -- PROGRAM [ARGUMENT]...
+ *   corral-launch [-g FILE]... [-b DIRECTORY -t PLACE] [-u UID:GID] [-n FIRST:SECOND [-h DIRECTORY]...]
+ *                 [-k HIGHEST_FD] [-x FD] -- PROGRAM [ARGUMENT]...
  *
  * -g FILE      write "0" to this cgroup.procs file: join the group
  * -b, -t       in a mount namespace of its own, show this directory at that place: there the user of -u reaches it,
  *              although directories above it are closed to him; the mount goes with the program and its children
  * -u UID:GID   drop every supplementary group, then become this group and this user, for good
- * -n FIRST     enter a user and a mount namespace of our own. Its users and groups 0 and 1000 are FIRST and FIRST + 1
- *              outside (only root can ask for that); with FIRST 0 its root is who we are now, and there is nobody else
+ * -n FIRST:SECOND   enter a user and a mount namespace of our own. Its users and groups 0 and SECOND are FIRST and
+ *              FIRST + 1 outside (only root can ask for that); with FIRST 0 its root is who we are now, and there is
+ *              nobody else
  * -h DIRECTORY hide it there under an empty tmpfs
  * -k FD        close every descriptor above FD (default 2)
  * -x FD        execute the program that is open at FD instead of the one at PROGRAM (still argument 0)
@@ -39,7 +40,6 @@
 #define AT_EMPTY_PATH 0x1000
 #endif
 #define HIDDEN_MAX 8
-#define SANDBOX_USER 1000 /* who commands are inside */
 
 extern char **environ;
 
@@ -107,7 +107,7 @@ static void write_own(const char *file, const char *text, pid_t process)
 }
 
 /* Only a process outside may map other ids than its own into a namespace: a child of ours stays there and does it. */
-static void map_from_outside(unsigned long first)
+static void map_from_outside(unsigned long first, unsigned long second)
 {
 	char map[96], byte = 0;
 	int entered[2];
@@ -121,7 +121,7 @@ static void map_from_outside(unsigned long first)
 		close(entered[1]);
 		if (read(entered[0], &byte, 1) != 1)
 			_exit(126);
-		snprintf(map, sizeof map, "0 %lu 1\n%d %lu 1\n", first, SANDBOX_USER, first + 1);
+		snprintf(map, sizeof map, "0 %lu 1\n%lu %lu 1\n", first, second, first + 1);
 		write_own("uid_map", map, us);
 		write_own("gid_map", map, us);
 		_exit(0);
@@ -151,10 +151,14 @@ static void map_ourselves(void)
 	write_own("gid_map", map, getpid());
 }
 
-static void enter_namespaces(unsigned long first, const char *const *hidden, int count)
+static void enter_namespaces(const char *users, const char *const *hidden, int count)
 {
+	char *end;
+	unsigned long first = number(users, &end);
+	if (*end != ':')
+		misuse(users);
 	if (first)
-		map_from_outside(first);
+		map_from_outside(first, whole_number(end + 1));
 	else
 		map_ourselves();
 	if (setresgid(0, 0, 0) || setresuid(0, 0, 0))
@@ -187,9 +191,8 @@ static void close_above(unsigned int highest)
 int main(int argc, char **argv)
 {
 	unsigned int keep = 2;
-	int program = -1, option, hide = 0, namespaces = 0;
-	unsigned long first = 0;
-	const char *user = NULL, *directory = NULL, *place = NULL, *hidden[HIDDEN_MAX];
+	int program = -1, option, hide = 0;
+	const char *user = NULL, *namespaces = NULL, *directory = NULL, *place = NULL, *hidden[HIDDEN_MAX];
 
 	while ((option = getopt(argc, argv, "+b:g:h:k:n:t:u:x:")) != -1) {
 		switch (option) {
@@ -197,7 +200,7 @@ int main(int argc, char **argv)
 		case 't': place = optarg; break;
 		case 'g': join_group(optarg); break;
 		case 'u': user = optarg; break;
-		case 'n': first = whole_number(optarg), namespaces = 1; break;
+		case 'n': namespaces = optarg; break;
 		case 'h':
 			if (hide == HIDDEN_MAX)
 				misuse(optarg);
@@ -220,7 +223,7 @@ int main(int argc, char **argv)
 	if (user)
 		become(user);
 	if (namespaces)
-		enter_namespaces(first, hidden, hide);
+		enter_namespaces(namespaces, hidden, hide);
 	else if (hide)
 		misuse("-h: it needs -n");
 	if (program >= 0)

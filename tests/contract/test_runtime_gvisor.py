@@ -1,5 +1,6 @@
 """The gvisor runtime keeps the contract."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from corral.kernel.errors import SandboxFailed
 from corral.sandboxes.ports import Runtime, Snapshotting
 from corral.sandboxes.runtimes.registry import RuntimesConfig, open_runtimes
-from corral.testing.runtime_contract import RuntimeContract
+from corral.testing.runtime_contract import RuntimeContract, new_spec, processes_with
 from corral.testing.snapshot_contract import SnapshotContract
 
 pytestmark = pytest.mark.slow
@@ -41,3 +42,16 @@ class TestGvisor(RuntimeContract):
 
 class TestGvisorSnapshots(SnapshotContract):
     """Nothing to add."""
+
+
+async def test_a_restored_sandbox_is_its_tenant_s_on_the_host_too(runtime: Runtime, snapshotting: Snapshotting) -> None:
+    first = RuntimesConfig().tenant_uid_first
+    box = await snapshotting.restore(await snapshotting.snapshot(await runtime.start(new_spec())), spec := new_spec())
+    try:
+        owners = {os.stat(f"/proc/{pid}").st_uid for pid in processes_with(spec.id)}
+    finally:
+        await box.stop()
+
+    assert owners
+    assert min(owners) >= first
+    assert max(owners) == min(owners) + 1  # runsc as root of its namespace, and its kernel as nobody in there

@@ -17,6 +17,9 @@ from corral.sandboxes.pool_model import (
     Died,
     Effect,
     Event,
+    Forget,
+    Freeze,
+    Frozen,
     GaveUp,
     HandOut,
     Phase,
@@ -36,7 +39,9 @@ from corral.sandboxes.pool_model import (
 
 T = TypeVar("T")
 TENANTS = ("ann", "bob")
+FREEZES = "gvisor"
 KEYS = [PoolKey(tenant, root=root) for tenant in TENANTS for root in ("", "/images/gcc")]
+KEYS += [PoolKey(tenant, runtime=FREEZES) for tenant in TENANTS]
 CONFIG = PoolConfig(
     min=1,
     warm=1,
@@ -44,6 +49,7 @@ CONFIG = PoolConfig(
     tenant_max=2,
     sandboxes_max=6,
     parked_max=3,
+    frozen_max=2,
     starting_max=2,
     idle_ttl_s=30,
     lifetime_s=100,
@@ -67,7 +73,7 @@ class World(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         numbers = count(1)
-        self.machine = PoolMachine(CONFIG, lambda: f"sbx_{next(numbers)}")
+        self.machine = PoolMachine(CONFIG, lambda: f"sbx_{next(numbers)}", freezing=[FREEZES])
         self.now_s = 0.0
         self.tickets = count(1)
         self.asked: dict[int, PoolKey] = {}  # waiting callers
@@ -77,6 +83,9 @@ class World(RuleBasedStateMachine):
         self.starting: set[str] = set()
         self.resetting: set[str] = set()
         self.stopping: set[str] = set()
+        self.freezing: set[str] = set()
+        self.frozen: dict[str, PoolKey] = {}  # every snapshot that exists for the world
+        self.thawing: set[str] = set()  # starting ones that go on from a snapshot
         self.soiled: set[str] = set()
 
     def tell(self, event: Event) -> None:
@@ -89,6 +98,16 @@ class World(RuleBasedStateMachine):
                     assert effect.id not in self.keys
                     self.keys[effect.id] = effect.key
                     self.starting.add(effect.id)
+                    if effect.thaw:
+                        assert self.frozen.pop(effect.thaw) == effect.key, "a snapshot of another key"
+                        self.thawing.add(effect.id)
+                case Freeze():
+                    assert self.keys[effect.id].runtime == FREEZES, "this runtime cannot freeze"
+                    assert effect.id not in {*self.holding.values()} | self.stopping | self.resetting, "it is not idle"
+                    assert effect.id not in self.soiled, "a soiled sandbox is being kept"
+                    self.freezing.add(effect.id)
+                case Forget():
+                    del self.frozen[effect.id]
                 case Stop():
                     assert effect.id not in self.stopping, "stopped twice"
                     assert effect.id not in self.holding.values() or effect.why in ("died", "closing"), (
@@ -108,7 +127,8 @@ class World(RuleBasedStateMachine):
         assert self.keys[effect.id] == key, "a sandbox of another key, perhaps of another tenant"
         assert effect.id not in self.holding.values(), "handed out twice"
         assert effect.id not in self.soiled, "a soiled sandbox was handed out"
-        assert not {effect.id} & (self.starting | self.resetting | self.stopping), "it was not ready"
+        unready = self.starting | self.resetting | self.stopping | self.freezing
+        assert effect.id not in unready, "it was not ready"
         self.holding[effect.ticket] = effect.id
 
     # ---- what callers do ----
@@ -154,8 +174,15 @@ class World(RuleBasedStateMachine):
     def start_ends(self, n: int, outcome: str) -> None:
         sandbox = pick(sorted(self.starting), n)
         self.starting.remove(sandbox)
+        thaws = sandbox in self.thawing
+        self.thawing.discard(sandbox)
         if outcome == "up":
             self.tell(Started(sandbox))
+        elif thaws:
+            waiting = len(self.asked)
+            self.forget(sandbox)
+            self.tell(StartFailed(sandbox, SandboxFailed("no"), hopeless=outcome == "hopeless"))
+            assert len(self.asked) == waiting, "a snapshot that does not thaw is nobody's failure"
         else:
             self.forget(sandbox)
             self.tell(StartFailed(sandbox, SandboxFailed("no"), hopeless=outcome == "hopeless"))
@@ -166,6 +193,16 @@ class World(RuleBasedStateMachine):
         sandbox = pick(sorted(self.resetting), n)
         self.resetting.remove(sandbox)
         self.tell(ResetDone(sandbox, clean))
+
+    @precondition(lambda self: self.freezing)
+    @rule(n=ANY, frozen=st.sampled_from([True, True, False]))
+    def freeze_ends(self, n: int, frozen: bool) -> None:
+        sandbox = pick(sorted(self.freezing), n)
+        key = self.keys[sandbox]
+        self.forget(sandbox)
+        if frozen:
+            self.frozen[sandbox] = key
+        self.tell(Frozen(sandbox) if frozen else Stopped(sandbox))
 
     @precondition(lambda self: set(self.keys) - self.starting)
     @rule(n=ANY)
@@ -183,7 +220,7 @@ class World(RuleBasedStateMachine):
 
     def forget(self, sandbox: str) -> None:
         del self.keys[sandbox]
-        for those in (self.starting, self.resetting, self.stopping):
+        for those in (self.starting, self.resetting, self.stopping, self.freezing, self.thawing):
             those.discard(sandbox)
 
     @rule()
@@ -195,6 +232,11 @@ class World(RuleBasedStateMachine):
         for sandbox in sorted(self.resetting):
             self.resetting.remove(sandbox)
             self.tell(ResetDone(sandbox, clean=True))
+        for sandbox in sorted(self.freezing - self.stopping):
+            key = self.keys[sandbox]
+            self.forget(sandbox)
+            self.frozen[sandbox] = key
+            self.tell(Frozen(sandbox))
 
     # ---- time ----
 
@@ -208,11 +250,12 @@ class World(RuleBasedStateMachine):
         self.carry_out(self.machine.plan(now_s=self.now_s))
         again = self.machine.plan(now_s=self.now_s)
         assert again == (), f"a carried-out plan left {again}"
+        assert len(self.frozen) <= CONFIG.frozen_max, "more are frozen than frozen_max"
 
     def teardown(self) -> None:
         """Liveness: once the world is kind, everybody who waits is served or told, and closing frees every slot."""
         for _ in range(200):
-            if not (self.asked or self.starting or self.resetting or self.stopping):
+            if not (self.asked or self.starting or self.resetting or self.stopping or self.freezing):
                 break
             self.kind_round()
         assert not self.asked, f"{self.asked} wait for ever"
@@ -220,8 +263,9 @@ class World(RuleBasedStateMachine):
         for sandbox in tuple(self.stopping):
             self.forget(sandbox)
             self.tell(Stopped(sandbox))
-        assert self.machine.ids() == (), "a slot was lost"
-        self.machine.check()
+        assert not self.machine.state.entries, "a slot was lost"
+        assert not self.frozen, "a snapshot was lost"
+        self.machine.state.check()
 
     def kind_round(self) -> None:
         for ticket, sandbox in tuple(self.holding.items()):
@@ -232,14 +276,17 @@ class World(RuleBasedStateMachine):
             self.forget(sandbox)
             self.tell(Stopped(sandbox))
         self.plan()
-        if not (self.starting or self.resetting or self.stopping):
+        if not (self.starting or self.resetting or self.stopping or self.freezing):
             self.now_s += CONFIG.breaker_backoff_max_s + 1
 
     @invariant()
     def nothing_is_lost_or_shared(self) -> None:
-        self.machine.check()
-        assert set(self.machine.ids()) == set(self.keys), "the machine and the world disagree about what exists"
-        held = {sandbox for sandbox in self.machine.ids() if self.machine.phase_of(sandbox) is Phase.BUSY}
+        self.machine.state.check()
+        entries = self.machine.state.entries
+        assert set(entries) == set(self.keys), "the machine and the world disagree about what exists"
+        frozen = {entry.id for pool in self.machine.state.pools.values() for entry in pool.frozen}
+        assert frozen == set(self.frozen), "the machine and the world disagree about what is frozen"
+        held = {sandbox for sandbox, entry in entries.items() if entry.phase is Phase.BUSY}
         assert held <= set(self.holding.values()), "a slot is busy for nobody"
 
 
@@ -261,6 +308,7 @@ def random_step(world: World, rng: random.Random) -> None:
     steps += [(2, bool(world.starting), lambda: world.start_ends(n, rng.choice(["up", "up", "fails", "hopeless"])))]
     steps += [(2, bool(world.resetting), lambda: world.reset_ends(n, rng.random() < 0.7))]
     steps += [(1, bool(existing), lambda: world.dies(n))]
+    steps += [(3, bool(world.freezing), lambda: world.freeze_ends(n, rng.random() < 0.7))]
     steps += [(4, bool(world.stopping), lambda: world.stop_ends(n))]
     possible = [(weight, step) for weight, possible, step in steps if possible]
     (_, chosen) = rng.choices(possible, weights=[weight for weight, _ in possible])[0]

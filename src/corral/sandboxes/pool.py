@@ -16,7 +16,8 @@ import structlog
 
 from corral.kernel.clock import Clock
 from corral.kernel.concurrency import Signal, finish
-from corral.kernel.errors import CorralError, InvalidSpec, PoolExhausted, SandboxFailed, SandboxLost
+from corral.kernel.digest import Digest
+from corral.kernel.errors import CorralError, InvalidSpec, NotFound, PoolExhausted, SandboxFailed, SandboxLost
 from corral.sandboxes.machine import PoolMachine
 from corral.sandboxes.model import SandboxSpec
 from corral.sandboxes.pool_model import (
@@ -25,6 +26,9 @@ from corral.sandboxes.pool_model import (
     Died,
     Effect,
     Event,
+    Forget,
+    Freeze,
+    Frozen,
     GaveUp,
     HandOut,
     Pinned,
@@ -42,7 +46,7 @@ from corral.sandboxes.pool_model import (
     Stop,
     Stopped,
 )
-from corral.sandboxes.ports import Runtime
+from corral.sandboxes.ports import Runtime, Snapshotting
 from corral.sandboxes.sandbox import Sandbox
 
 _STOP_WITHIN_S: Final = 20.0
@@ -61,6 +65,9 @@ class PoolStatistics:
         cold: hand-outs that had to wait, by reason (``Cold``).
         claim_p50_s, claim_p99_s: from asking to holding, over the last few thousand claims.
         stopped: ended sandboxes, by why.
+        frozen: sandboxes that became snapshots.
+        thawed: sandboxes that went on from one.
+        forgotten: snapshots that nobody went on from, by why.
     """
 
     claims: int
@@ -71,6 +78,9 @@ class PoolStatistics:
     started: int
     start_failures: int
     stopped: Mapping[str, int]
+    frozen: int
+    thawed: int
+    forgotten: Mapping[str, int]
     claim_p50_s: float
     claim_p99_s: float
     waiting: int
@@ -121,18 +131,25 @@ class Lease:
 
 @dataclass(slots=True)
 class _Life:
-    """One sandbox's task. ``interruptible`` while it starts or waits: a stop is then a cancellation."""
+    """One sandbox's task. ``interruptible`` while it starts or waits: a stop or a freeze is then a cancellation."""
 
     id: str
     key: PoolKey
+    thaw: str = ""
     task: asyncio.Task[None] | None = None
     sandbox: Sandbox | None = None
     stop_asked: bool = False
+    freeze_asked: bool = False
     interruptible: bool = False  # a task that is cancelled before its first step would free nothing
 
-    def was_asked_to_stop(self) -> bool:
-        """Read anew after every await; a type checker would remember the field."""
-        return self.stop_asked
+    def was_asked_to_end(self) -> bool:
+        """Read anew after every await; a type checker would remember the fields."""
+        return self.stop_asked or self.freeze_asked
+
+    def interrupt(self) -> None:
+        """What was asked for is looked at now, not when the present step ends."""
+        if self.interruptible and self.task is not None:
+            self.task.cancel()
 
 
 @dataclass(slots=True)
@@ -150,7 +167,13 @@ class Pools:
         self.config = config
         self._runtimes = dict(runtimes)
         self._clock = clock
-        self._machine = PoolMachine(config, new_id)
+        self._snapshotting = {
+            name: runtime
+            for name, runtime in self._runtimes.items()
+            if runtime.capabilities.snapshot and isinstance(runtime, Snapshotting)
+        }
+        self._machine = PoolMachine(config, new_id, freezing=self._snapshotting)
+        self._snapshots: dict[str, tuple[Snapshotting, Digest]] = {}  # by the id of the frozen sandbox
         self._tasks = asyncio.TaskGroup()
         self._lives: dict[str, _Life] = {}
         self._waiting: dict[int, _Waiting] = {}
@@ -159,9 +182,11 @@ class Pools:
         self._plan_queued = False
         self._timer: asyncio.TimerHandle | None = None
         self._hits = self._claims = self._reused = self._started = self._start_failures = 0
+        self._frozen = self._thawed = 0
         self._cold: Counter[str] = Counter()
         self._refused: Counter[str] = Counter()
         self._stopped: Counter[str] = Counter()
+        self._forgotten: Counter[str] = Counter()
         self._latencies: deque[float] = deque(maxlen=_LATENCIES_KEPT)
 
     async def __aenter__(self) -> Self:
@@ -214,7 +239,7 @@ class Pools:
 
     def counts(self) -> tuple[PoolCount, ...]:
         """How many sandboxes each key has, by phase."""
-        return self._machine.counts(now_s=self._clock.monotonic_s())
+        return self._machine.state.counts(now_s=self._clock.monotonic_s())
 
     def statistics(self) -> PoolStatistics:
         """See ``PoolStatistics``."""
@@ -228,9 +253,12 @@ class Pools:
             started=self._started,
             start_failures=self._start_failures,
             stopped=dict(self._stopped),
+            frozen=self._frozen,
+            thawed=self._thawed,
+            forgotten=dict(self._forgotten),
             claim_p50_s=ordered[len(ordered) // 2] if ordered else 0.0,
             claim_p99_s=ordered[len(ordered) * 99 // 100] if ordered else 0.0,
-            waiting=self._machine.waiting,
+            waiting=len(self._machine.state.waiting),
             pools=self.counts(),
         )
 
@@ -305,6 +333,11 @@ class Pools:
                     self._begin(effect)
                 case Stop():
                     self._end(effect)
+                case Freeze():
+                    self._put_away(effect.id)
+                case Forget():
+                    self._forgotten[effect.why] += 1
+                    self._tasks.create_task(self._forget(effect.id), name=f"forget:{effect.id}")
                 case Reset():
                     self._make_new(effect.id)
                 case HandOut() | Refuse():
@@ -341,7 +374,7 @@ class Pools:
             self._report(Released(effect.id, effect.ticket, soiled=False))
 
     def _begin(self, effect: Start) -> None:
-        life = _Life(effect.id, effect.key)
+        life = _Life(effect.id, effect.key, effect.thaw)
         self._lives[effect.id] = life
         life.task = self._tasks.create_task(self._live(life), name=f"sandbox:{effect.id}")
 
@@ -349,11 +382,15 @@ class Pools:
         self._stopped[effect.why] += 1
         life = self._lives[effect.id]
         life.stop_asked = True
-        if life.interruptible and life.task is not None:
-            life.task.cancel()
+        life.interrupt()
+
+    def _put_away(self, sandbox_id: str) -> None:
+        life = self._lives[sandbox_id]
+        life.freeze_asked = True
+        life.interrupt()
 
     async def _live(self, life: _Life) -> None:
-        """From start to freed; always ends with one of StartFailed and Stopped."""
+        """From start to freed; always ends with one of StartFailed, Frozen and Stopped."""
         ending: Event = Stopped(life.id)
         try:
             if not await self._interruptible(life, self._start(life)):
@@ -363,6 +400,10 @@ class Pools:
             assert life.sandbox is not None
             if await self._interruptible(life, life.sandbox.wait_lost()):
                 self._report(Died(life.id))
+            elif not life.stop_asked:
+                life.freeze_asked = False  # from here on only a stop interrupts
+                if await self._interruptible(life, self._freeze(life, life.sandbox)) and life.id in self._snapshots:
+                    ending = Frozen(life.id)
         except (InvalidSpec, SandboxFailed) as error:
             self._start_failures += 1
             _log.warning("sandbox-start-failed", sandbox=life.id, runtime=life.key.runtime, error=str(error))
@@ -374,15 +415,15 @@ class Pools:
             self._report(ending)
 
     async def _interruptible(self, life: _Life, step: Coroutine[Any, Any, None]) -> bool:
-        """Await ``step``; False when it was interrupted because a stop was asked for."""
-        if life.stop_asked:
+        """Await ``step``; False when it was interrupted because its end was asked for."""
+        if life.was_asked_to_end():
             step.close()
             return False
         life.interruptible = True
         try:
             await step
         except asyncio.CancelledError:
-            if life.task is None or not life.was_asked_to_stop():
+            if life.task is None or not life.was_asked_to_end():
                 raise
             life.task.uncancel()
             return False
@@ -394,11 +435,43 @@ class Pools:
         key = life.key
         spec = SandboxSpec(id=life.id, tenant=key.tenant, root=key.root, size=key.size, network=key.network)
         try:
-            life.sandbox = Sandbox(await self._runtimes[key.runtime].start(spec))
+            if life.thaw:
+                life.sandbox = await self._thaw(life, spec)
+            else:
+                life.sandbox = Sandbox(await self._runtimes[key.runtime].start(spec))
         except (InvalidSpec, SandboxFailed):
             raise
         except Exception as error:  # the boundary to runtimes, which anybody may write
             raise SandboxFailed(f"the runtime {key.runtime} failed: {error!r}") from error
+
+    async def _thaw(self, life: _Life, spec: SandboxSpec) -> Sandbox:
+        snapshotting, digest = self._snapshots[life.thaw]
+        try:
+            sandbox = Sandbox(await snapshotting.restore(digest, spec))
+        except NotFound as error:
+            raise SandboxFailed(f"the frozen sandbox is gone: {error}") from error
+        finally:
+            await self._forget(life.thaw)  # what goes on from it lives without it
+        self._thawed += 1
+        return sandbox
+
+    async def _freeze(self, life: _Life, sandbox: Sandbox) -> None:
+        """Make a snapshot of it, which ends it; there is none when that did not work."""
+        snapshotting = self._snapshotting[life.key.runtime]
+        try:
+            digest = await snapshotting.snapshot(sandbox.box)
+        except CorralError as error:
+            _log.warning("sandbox-not-frozen", sandbox=life.id, runtime=life.key.runtime, error=str(error))
+            return
+        self._snapshots[life.id] = (snapshotting, digest)
+        self._frozen += 1
+
+    async def _forget(self, sandbox_id: str) -> None:
+        snapshotting, digest = self._snapshots.pop(sandbox_id)
+        try:
+            await snapshotting.forget(digest)
+        except (CorralError, OSError) as error:  # it goes with the worker, or when others need its place
+            _log.error("snapshot-not-removed", sandbox=sandbox_id, error=str(error))
 
     async def _free(self, sandbox_id: str, sandbox: Sandbox) -> None:
         try:

@@ -30,8 +30,10 @@ class PoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         sandboxes_max: of all keys together.
         parked_max: idle ones of all keys together; the oldest leave first.
         starting_max: cold starts at the same time.
-        idle_ttl_s: an idle one beyond ``min`` and ``warm`` leaves after this.
-        lifetime_s: from the cold start; reuse does not reset it, and a busy one is never stopped for it.
+        frozen_max: frozen ones of all keys together (of runtimes that can freeze; they take disk and nothing else); the
+            one frozen for longest leaves first; 0 freezes none.
+        idle_ttl_s: an idle one beyond ``min`` and ``warm`` leaves after this: frozen where that can be, else stopped.
+        lifetime_s: from the cold start; neither reuse nor frost resets it, and a busy one is never stopped for it.
         waiting_max: length of the line of those who wait.
         acquire_within_s: how long one waits, unless he says otherwise.
         breaker_failures: so many failed starts in a row open a key's breaker: its callers get the error at once.
@@ -45,6 +47,7 @@ class PoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     tenant_max: int = 64
     sandboxes_max: int = 128
     parked_max: int = 32
+    frozen_max: int = 16
     starting_max: int = 8
     idle_ttl_s: float = 300.0
     lifetime_s: float = 3600.0
@@ -58,7 +61,7 @@ class PoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         for name in ("max", "tenant_max", "sandboxes_max", "starting_max", "breaker_failures"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1")
-        for name in ("min", "warm", "parked_max", "waiting_max"):
+        for name in ("min", "warm", "parked_max", "frozen_max", "waiting_max"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative")
         for name in ("idle_ttl_s", "lifetime_s", "acquire_within_s", "breaker_backoff_s", "breaker_backoff_max_s"):
@@ -77,6 +80,8 @@ class Phase(StrEnum):
     IDLE = "idle"
     BUSY = "busy"
     RESETTING = "resetting"
+    FREEZING = "freezing"
+    FROZEN = "frozen"
     STOPPING = "stopping"
 
 
@@ -86,6 +91,7 @@ class Cold(StrEnum):
     FIRST = "its pool had not been used before"
     BUSY = "every sandbox of its pool was busy"
     STARTING = "its pool was still starting"
+    FROZEN = "its sandbox had been frozen while nobody needed it"
     EXPIRED = "the sandboxes of its pool had been idle or old for too long"
     FULL = "there was no room until another sandbox was given back"
 
@@ -149,6 +155,13 @@ class Died:
 
 
 @dataclass(frozen=True, slots=True)
+class Frozen:
+    """``id`` is a snapshot, and nothing else of it is left. One that could not be frozen is ``Stopped``."""
+
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Stopped:
     """Everything that ``id`` owned is freed."""
 
@@ -168,22 +181,41 @@ class Closed:
     """No more: refuse those who wait, stop everything, busy ones too."""
 
 
-Event = Asked | GaveUp | Started | StartFailed | Released | ResetDone | Died | Stopped | Pinned | Closed
+Event = Asked | GaveUp | Started | StartFailed | Released | ResetDone | Died | Frozen | Stopped | Pinned | Closed
 
 # ---- effects (imperative) ----
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Start a box; answer with Started or StartFailed."""
+    """Start a box, or go on from the frozen one that ``thaw`` names; answer with Started or StartFailed.
+
+    A snapshot is used once: whatever comes of it, it is gone.
+    """
 
     id: str
     key: PoolKey
+    thaw: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
     """Stop a box (or give up starting it); answer with Stopped."""
+
+    id: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Freeze:
+    """Make a snapshot of a box, which ends it; answer with Frozen, or with Stopped when that did not work."""
+
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Remove the snapshot of ``id``; no answer is waited for."""
 
     id: str
     why: str
@@ -223,7 +255,7 @@ class Refuse:
     cause: Exception | None = None
 
 
-Effect = Start | Stop | Reset | HandOut | Refuse
+Effect = Start | Stop | Freeze | Forget | Reset | HandOut | Refuse
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,6 +267,8 @@ class PoolCount:
     busy: int
     starting: int
     resetting: int
+    freezing: int
+    frozen: int
     stopping: int
     waiting: int
     breaker_open: bool

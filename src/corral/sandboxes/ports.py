@@ -87,7 +87,7 @@ class Snapshotting(Protocol):
 
     async def restore(self, snapshot: Digest, spec: SandboxSpec) -> Box:
         """Start a box from a snapshot, as often as wanted. Before its first exec it has the clock, the randomness and
-        the names of ``spec``.
+        the names of ``spec``; ``Link.notes`` says what it could not be given.
 
         Raises:
             NotFound: there is no such snapshot (any more).

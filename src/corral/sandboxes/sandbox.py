@@ -68,6 +68,11 @@ class Sandbox:
         return self._box.spec
 
     @property
+    def box(self) -> Box:
+        """What its runtime started, for that runtime."""
+        return self._box
+
+    @property
     def host_pid(self) -> int:
         """Process id on this host of what the runtime started; 0 when that is no process of this kernel's."""
         return int(getattr(self._box, "pid", 0))

@@ -5,6 +5,7 @@ specs name ("" where the runtime needs none).
 """
 
 from dataclasses import replace
+from typing import cast
 
 import pytest
 
@@ -12,9 +13,11 @@ from corral.kernel.clock import SystemClock
 from corral.kernel.digest import Digest
 from corral.kernel.errors import InvalidSpec, NotFound, SandboxLost
 from corral.sandboxes.model import SandboxSpec
+from corral.sandboxes.pool import Pools
+from corral.sandboxes.pool_model import Cold, PoolConfig, PoolKey
 from corral.sandboxes.ports import Runtime, Snapshotting
 from corral.sandboxes.sandbox import Sandbox
-from corral.testing.runtime_contract import PATH, belongings, new_spec, shell
+from corral.testing.runtime_contract import PATH, SMALL, belongings, new_spec, shell, wait_until
 
 
 class SnapshotContract:
@@ -102,7 +105,34 @@ class SnapshotContract:
 
         assert belongings() == before
 
+    async def test_a_pool_freezes_what_is_idle_and_goes_on_from_it(
+        self, runtime: Runtime, snapshotting: Snapshotting, root: str
+    ) -> None:
+        key = PoolKey("ann", root=root, runtime=runtime.name, size=SMALL)
+        config = PoolConfig(warm=0, idle_ttl_s=0.2, acquire_within_s=_PATIENCE_S)
+        itself = {runtime.name: cast(Runtime, snapshotting)}
+        async with Pools(itself, config, clock=SystemClock(), new_id=lambda: new_spec().id) as pools:
+            async with await pools.acquire(key) as first:
+                before = await _facts(first.sandbox)
+            await wait_until(lambda: sum(count.frozen for count in pools.counts()) == 1, within_s=_PATIENCE_S)
 
+            with pytest.raises(SandboxLost):
+                await first.sandbox.ping()
+            async with await pools.acquire(key) as second:
+                after = await _facts(second.sandbox)
+                name = (await second.sandbox.run("hostname", env=PATH)).stdout.decode().strip()
+
+        assert (second.warm, second.cold_reason, second.reused) == (False, Cold.FROZEN.value, True)
+        own_name = name == second.sandbox.spec.id.replace("_", "-")
+        assert own_name or any("host name" in note for note in second.sandbox.box.link.notes), name
+        assert abs(after["clock"] - SystemClock().now_s()) < _CLOCK_S
+        assert before["random"] != after["random"]
+        told = pools.statistics()
+        assert (told.thawed, told.start_failures) == (1, 0)
+        assert told.frozen >= 1
+
+
+_PATIENCE_S = 60.0
 _CLOCK_S = 30.0
 
 

@@ -16,6 +16,7 @@ from corral.sandboxes.cgroups import Cgroup
 from corral.sandboxes.link import Link, Reseed, Setup
 from corral.sandboxes.model import SandboxSpec
 from corral.sandboxes.ports import LimitEvents
+from corral.sandboxes.runtimes import host_root
 from corral.sandboxes.runtimes.child import Child, launcher_path
 from corral.sandboxes.runtimes.home import Home
 
@@ -43,11 +44,14 @@ class Namespaces:
     """User and mount namespaces in which the program runs; see ``-n`` and ``-h`` of native/launch.
 
     Attributes:
-        first: host id of their root, the next one is user 1000's; 0 makes us their root, and nobody else is in them.
+        first: host id of their root, the next one is that of ``second``; 0 makes us their root, and nobody else is in
+            them.
+        second: the other user in them.
         hidden: directories that are empty in there.
     """
 
     first: int
+    second: int = host_root.UID
     hidden: tuple[str, ...] = ()
 
 
@@ -214,7 +218,7 @@ class ProcessBox:
         if launch.user is not None:
             argv += ["-u", f"{launch.user[0]}:{launch.user[1]}"]
         if launch.namespaces is not None:
-            argv += ["-n", str(launch.namespaces.first)]
+            argv += ["-n", f"{launch.namespaces.first}:{launch.namespaces.second}"]
             argv += [word for directory in launch.namespaces.hidden for word in ("-h", directory)]
         if launch.program is not None:
             argv += ["-x", str(launch.program)]

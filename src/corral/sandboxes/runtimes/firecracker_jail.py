@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Final
 
 from corral.kernel.errors import SandboxFailed
+from corral.sandboxes.runtimes.snapshots import put
 
 API_SOCKET: Final = "api.sock"
 VSOCK: Final = "v.sock"
 HOST_PORT: Final = 17727  # the guest calls the host there
 _OPEN_FILES: Final = 1024
-_READABLE: Final = 0o004
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +57,7 @@ class Jail:
             self.root.mkdir(mode=0o700, parents=True)
             os.chown(self.root, uid, gid)
             for name, source in files.items():
-                _place(source, self.root / name)
+                put(source, self.root / name)
         except OSError as error:
             raise SandboxFailed(f"the jail of the machine cannot be made: {error}") from error
 
@@ -104,12 +104,3 @@ class Jail:
         """Everything; idempotent. Raises OSError."""
         with suppress(FileNotFoundError):
             shutil.rmtree(self.folder)
-
-
-def _place(source: Path, place: Path) -> None:
-    if source.stat().st_mode & _READABLE:
-        with suppress(OSError):  # another file system, or one without links
-            os.link(source.resolve(), place)
-            return
-    shutil.copyfile(source, place)
-    place.chmod(0o444)

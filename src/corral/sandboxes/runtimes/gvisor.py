@@ -4,9 +4,9 @@ runsc runs as an unprivileged user of the tenant, without network and without co
 sandbox lives in the box's group. Its kernel is a process like any other there, so a sandbox that uses up its memory
 ends as a whole, and its execs end as OUT_OF_MEMORY (``Sandbox``).
 
-Checkpoints are its own: the sandbox's kernel writes itself to a file and ends. It can be restored only by a runsc that
-root runs (runsc refuses it without), whose kernel then is the user "nobody" in an empty root; so a worker that is not
-root has no snapshots.
+Checkpoints are its own: the sandbox's kernel writes itself to a file and ends. runsc restores one only as root, and
+makes its kernel the user "nobody" then. So it is root of a user namespace in which both are users of the tenant; a
+worker that is not root cannot map two users, and has no snapshots. A restored sandbox keeps its old host name.
 
 What this kernel cannot do is told by ``capabilities`` and ``Link.notes``: it bounds the bytes of a folder but not the
 number of files, and processes only together with its own threads (beyond them the sandbox ends).
@@ -29,16 +29,17 @@ from corral.sandboxes.link import Reseed, Setup
 from corral.sandboxes.model import GIB, MIB, Capabilities, SandboxSpec
 from corral.sandboxes.ports import Box
 from corral.sandboxes.runtimes import bundle
-from corral.sandboxes.runtimes.box import Launch, Overhead, ProcessBox, start_box
+from corral.sandboxes.runtimes.box import Launch, Namespaces, Overhead, ProcessBox, start_box
 from corral.sandboxes.runtimes.child import run_to_end
 from corral.sandboxes.runtimes.home import Home
 from corral.sandboxes.runtimes.programs import Policy, find_program
 from corral.sandboxes.runtimes.rootfs import Roots
-from corral.sandboxes.runtimes.snapshots import Note, Snapshots
+from corral.sandboxes.runtimes.snapshots import Note, Snapshots, put
 from corral.sandboxes.runtimes.tenant_users import IDS_PER_TENANT, TENANTS_MAX, TenantUsers
 
 _log = structlog.get_logger(__name__)
 _IMAGE: Final = "image"
+_NOBODY: Final = 65534  # as whom a runsc of root runs its kernel
 _CHECKPOINT_WITHIN_S: Final = 60.0
 _STOP_WITHIN_S: Final = 15.0
 PLATFORMS: Final = ("systrap", "ptrace", "kvm")
@@ -189,20 +190,27 @@ class GvisorRuntime:
         found = await asyncio.to_thread(self._snapshots.find, snapshot)
         if mistake := found.note.mistake(spec):
             raise InvalidSpec(f"snapshot {snapshot} cannot become {spec.id}: {mistake}")
+        assert self._users is not None, "there are no snapshots without"
         root = self._roots.root(spec.root)
         folder = self._roots.boxes / spec.id
-        image = next(iter(found.files.values())).parent
+        user = self._users.of(spec.tenant)
 
         def prepare() -> Launch:
             folder.mkdir(mode=0o711)
-            (folder / "state").mkdir(mode=0o700)
+            for name in ("state", _IMAGE):
+                (folder / name).mkdir(mode=0o700)
+            for name, file in found.files.items():
+                put(file, folder / _IMAGE / name)
+            for name in ("state", _IMAGE):
+                os.chown(folder / name, user, user)
             bundle.write(folder, spec, root, bundle.Shape(bounded_files=False))
             runsc = [word for word in self._runsc(folder, self.platform) if word != "--rootless"]
             return Launch(
-                argv=[*runsc, "restore", "--image-path", str(image), "--bundle", str(folder), spec.id],
+                argv=[*runsc, "restore", "--image-path", str(folder / _IMAGE), "--bundle", str(folder), spec.id],
                 setup=self._setup(spec),
-                reseed=Reseed(unix_ns=0),  # clock and randomness are the host's, the host name is the bundle's
+                reseed=Reseed(unix_ns=0),  # clock and randomness are the host's
                 show=root.show,
+                namespaces=Namespaces(first=user, second=_NOBODY),
             )
 
         return await start_box(

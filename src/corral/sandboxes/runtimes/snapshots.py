@@ -23,6 +23,7 @@ from corral.sandboxes.model import SandboxSpec, Size
 
 NOTE: Final = "note.json"
 _PIECE_BYTES: Final = 4 * 1024**2
+_READABLE: Final = 0o004
 
 
 class Note(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -132,6 +133,19 @@ class Snapshots:
             if place.name != spare:
                 shutil.rmtree(place)
                 total -= size
+
+
+def put(source: Path, place: Path) -> None:
+    """A file where a box will read it: everybody may read it, nobody may write it. Raises OSError.
+
+    What everybody may read already is linked, and costs nothing; anything else is copied.
+    """
+    if source.stat().st_mode & _READABLE:
+        with suppress(OSError):  # another file system, or one without links
+            os.link(source.resolve(), place)
+            return
+    shutil.copyfile(source, place)
+    place.chmod(0o444)
 
 
 def _size_of(place: Path) -> int:
