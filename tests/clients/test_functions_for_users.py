@@ -5,6 +5,7 @@ import contextlib
 import io
 import json
 import os
+import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -239,6 +240,27 @@ def test_a_program_comes_from_an_oci_registry_as_an_artifact(here: Here, tmp_pat
         assert "not fetched from this URL" in elsewhere
     shown = json.loads(here.run("fn", "show", "pulled", "--json"))
     assert shown["revisions"][0]["spec"]["module"].startswith("sha256:")
+
+
+def test_a_function_without_an_address_says_why_in_one_sentence(here: Here) -> None:
+    with public_directory() as home, socket.socket() as taker:
+        taker.bind(("127.0.0.1", 0))
+        taker.listen()
+        address = f"127.0.0.1:{taker.getsockname()[1]}"
+        settings = ("scheduler.http=127.0.0.1:0", "scheduler.grpc=127.0.0.1:0", "reapi.address=")
+        up = CorralProcess("up", home, *settings, f"engine.front.listen={address}")
+        up.start()
+        try:
+            other = Here(up, here.programs, here.registry)
+            deployed = other.run("fn", "deploy", "hello", "one.wasm", "--revision", "v1")
+            called = other.run("fn", "call", "hello", status=1)
+        finally:
+            up.stop()
+
+    why = f"engine.front.listen, {address}, cannot be listened on: Address already in use"
+    assert "it cannot be called yet: wrk_" in deployed
+    assert why in deployed
+    assert why in called
 
 
 def test_a_change_by_somebody_who_saw_an_older_version_is_refused(here: Here) -> None:

@@ -2,8 +2,10 @@
 
 import asyncio
 import os
+import socket
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -291,6 +293,23 @@ class TestPlaces:
 
         seen = [task.result().headers["x-corral-instance"] for task in tasks]
         assert {seen.count(each) for each in deployed.instances} == {4}
+
+
+class TestItsPort:
+    async def test_one_that_is_taken_is_named_with_the_reason_and_used_when_it_is_free(self, tmp_path: Path) -> None:
+        with socket.socket() as taker:
+            taker.bind(("127.0.0.1", 0))
+            taker.listen()
+            address = f"127.0.0.1:{taker.getsockname()[1]}"
+            front = FrontConfig(listen=address, drain_s=1.0)
+            async with open_rig(tmp_path, front=front) as rig:
+                taken = rig.host.capacity()
+                taker.close()
+                await rig.until(lambda: rig.host.capacity().front)
+                free = rig.host.capacity()
+
+        assert taken.front_trouble == f"engine.front.listen, {address}, cannot be listened on: Address already in use"
+        assert (free.front, free.front_trouble) == (f"http://{address}", "")
 
 
 class TestInstancesThatDie:

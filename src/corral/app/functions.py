@@ -206,6 +206,7 @@ class FunctionDesk:
             urls=tuple(
                 f"{front.rstrip('/')}{where}" for front in sorted(set(self._functions.conductor.fronts())) if front
             ),
+            why_no_url=self._functions.conductor.why_no_front(),
         )
 
     def _revision(self, function: Function, entry: RevisionEntry) -> RevisionView:

@@ -52,7 +52,10 @@ class RevisionView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FunctionView(msgspec.Struct, frozen=True, kw_only=True):
-    """A function. ``default`` is "" without one, or with a split between several; ``urls`` are where it is called."""
+    """A function. ``default`` is "" without one, or with a split between several.
+
+    ``urls`` are where it is called; without any, ``why_no_url`` says why.
+    """
 
     name: str
     tenant: str
@@ -64,6 +67,7 @@ class FunctionView(msgspec.Struct, frozen=True, kw_only=True):
     why_none: str = ""
     revisions: tuple[RevisionView, ...] = ()
     urls: tuple[str, ...] = ()
+    why_no_url: str = ""
 
 
 class FunctionList(msgspec.Struct, frozen=True, kw_only=True):

@@ -166,7 +166,8 @@ class Functions:
         Raises: NoFeasibleWorker when no front is connected; SchedulerUnavailable when it does not answer.
         """
         if not function.urls:
-            raise NoFeasibleWorker(f'nobody serves function "{function.name}" now', cure="`corral worker list`")
+            why = function.why_no_url or "no worker that hosts functions is connected"
+            raise NoFeasibleWorker(f'function "{function.name}" cannot be called: {why}', cure="`corral worker list`")
         url = function.urls[0] + (f"@{segment(revision)}" if revision else "") + "/" + path.lstrip("/")
         async with httpx.AsyncClient(timeout=timeout_s, trust_env=False) as http:
             started_s = time.perf_counter()

@@ -267,6 +267,18 @@ class Conductor:
         """Where functions can be called."""
         return [member.report.capacity.front for member in self._members.values() if self._attended(member)]
 
+    def why_no_front(self) -> str:
+        """Why functions can be called nowhere now, in one sentence; "" when they can be."""
+        members = {name: member for name, member in self._members.items() if self._attended(member)}
+        if any(member.report.capacity.front for member in members.values()):
+            return ""
+        told = [
+            f"{name}: {trouble}"
+            for name, member in members.items()
+            if (trouble := member.report.capacity.front_trouble or member.report.capacity.trouble)
+        ]
+        return "; ".join(told[:3]) or "no worker that hosts functions is connected"
+
     def hosts(self) -> Mapping[str, FunctionsReport]:
         """What each connected worker said last."""
         return {name: member.report for name, member in self._members.items() if self._attended(member)}

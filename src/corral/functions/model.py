@@ -262,7 +262,10 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EngineCapacity(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker can host. ``engine`` names the engine and its version; "" when it cannot run, see ``trouble``."""
+    """What a worker can host. ``engine`` names the engine and its version; "" when it cannot run, see ``trouble``.
+
+    ``front`` is where its functions are called; "" while they cannot be, see ``front_trouble``.
+    """
 
     engine: str = ""
     trouble: str = ""
@@ -270,6 +273,7 @@ class EngineCapacity(msgspec.Struct, frozen=True, kw_only=True):
     instances: int = 0
     memory_bytes: int = 0
     front: str = ""
+    front_trouble: str = ""
 
 
 class FunctionsReport(msgspec.Struct, frozen=True, kw_only=True):

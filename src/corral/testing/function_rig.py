@@ -206,5 +206,5 @@ async def open_rig(data: Path, **settings: object) -> AsyncIterator[FunctionRig]
     blobs = MemoryBlobs()
     async with WorkerFunctions(data, blobs, config, SystemClock()) as host:
         rig = FunctionRig(host, blobs, data / "functions")
-        await rig.until(lambda: host.capacity().front or host.capacity().trouble)
+        await rig.until(lambda: any((now := host.capacity(), now.front, now.front_trouble, now.trouble)[1:]))
         yield rig

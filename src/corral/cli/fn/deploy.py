@@ -125,6 +125,8 @@ def _tell(answer: DeployAnswer, revision: str) -> None:
         note("", f"{function.name}@{deployed} deployed, {took} (default: {split_text(function.split)})")
     for each in function.urls:
         note("", f"call it at {each}")
+    if not function.urls:
+        note("", f"it cannot be called yet: {function.why_no_url}")
 
 
 async def _module(corral: Corral, program: str, digest: str, status: Status) -> Digest | None:

@@ -45,6 +45,7 @@ def _fields(function: FunctionView) -> list[tuple[str, str]]:
         ("version", str(function.version)),
         ("changed", at(function.changed_s)),
         *(("url", each) for each in function.urls),
+        ("no url", function.why_no_url),
     ]
 
 

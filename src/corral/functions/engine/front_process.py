@@ -31,7 +31,7 @@ class FrontProcess:
     it uses newer routes. ``run`` keeps it alive until cancelled."""
 
     def __init__(self, config: FrontConfig, *, on_news: Callable[[bool], None]) -> None:
-        self.address = self.public = ""
+        self.address = self.public = self.trouble = ""
         self.pid: int | None = None
         self.demands: Sequence[Demand] = ()
         self._config, self._on_news = config, on_news
@@ -40,7 +40,6 @@ class FrontProcess:
         self._used = ("", 0)
         self._wanted = asyncio.Event()
         self._listener: socket.socket | None = None
-        self._trouble_told = False
         self._writer: asyncio.StreamWriter | None = None
 
     def listen(self) -> bool:
@@ -54,11 +53,12 @@ class FrontProcess:
             listener.listen(_BACKLOG)
         except (OSError, ValueError) as error:
             listener.close()
-            if not self._trouble_told:
-                self._trouble_told = True
-                _log.error("engine.front.listen cannot be listened on", address=self._config.listen, why=str(error))
+            why = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+            if not self.trouble:
+                _log.error("engine.front.listen cannot be listened on", address=self._config.listen, why=why)
+            self.trouble = f"engine.front.listen, {self._config.listen}, cannot be listened on: {why}"
             return False
-        self._listener = listener
+        self._listener, self.trouble = listener, ""
         self.address = f"http://{host}:{listener.getsockname()[1]}"
         self.public = self._config.public_address(listener.getsockname()[1])
         asyncio.get_running_loop().add_reader(listener, self._somebody_came)
@@ -86,8 +86,10 @@ class FrontProcess:
     async def run(self) -> None:
         """Keep a front running from the first function, or the first caller, on. Cancellation: drains and ends it."""
         failures = 0
-        while self._listener is None and not self.listen():  # noqa: ASYNC110 (a port; nothing to wait on)
+        while self._listener is None:
             await asyncio.sleep(_LISTEN_AGAIN_S)
+            if self.listen():
+                self._on_news(True)
         await self._wanted.wait()
         while True:
             started_s = asyncio.get_running_loop().time()

@@ -112,6 +112,7 @@ class WorkerFunctions:
             instances=self._config.instances,
             memory_bytes=self._config.tenant_memory_bytes,
             front=self._front.address,
+            front_trouble=self._front.trouble,
         )
 
     async def prepare(self, order: PrepareOrder) -> Prepared:
