@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -41,15 +42,15 @@ static const int allowed[] = {
 enum { ALLOWED = sizeof allowed / sizeof *allowed };
 
 static const int denied[] = {
-    SYS_connect, SYS_ptrace, SYS_process_vm_readv, SYS_process_vm_writev, SYS_mount, SYS_umount2, SYS_unshare,
+    SYS_ptrace, SYS_process_vm_readv, SYS_process_vm_writev, SYS_mount, SYS_umount2, SYS_unshare,
     SYS_setns, SYS_bpf, SYS_perf_event_open, SYS_kexec_load, SYS_init_module, SYS_finit_module, SYS_add_key,
     SYS_keyctl, SYS_request_key, SYS_pivot_root, SYS_chroot, SYS_userfaultfd, SYS_io_uring_setup, SYS_kill,
     SYS_sendmmsg, SYS_pidfd_getfd, SYS_pidfd_send_signal, SYS_setsid, SYS_memfd_secret,
 };
 enum { DENIED = sizeof denied / sizeof *denied };
 
-static void install(const int *numbers, int count, unsigned listed, unsigned other, unsigned flags) {
-  struct sock_filter code[ALLOWED * 2 + 16];
+static void install(const int *numbers, int count, unsigned listed, unsigned other, unsigned flags, bool only_ip) {
+  struct sock_filter code[ALLOWED * 2 + 24];
   unsigned short n = 0;
   code[n++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch));
   code[n++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, ARCHITECTURE, 1, 0);
@@ -59,6 +60,14 @@ static void install(const int *numbers, int count, unsigned listed, unsigned oth
   code[n++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JGE | BPF_K, 0x40000000, 0, 1); /* x32 */
   code[n++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS);
 #endif
+  if (only_ip) { /* of sockets: no netlink, nothing that is found by a path */
+    code[n++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_socket, 0, 5);
+    code[n++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[0]));
+    code[n++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, AF_INET, 2, 0);
+    code[n++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, AF_INET6, 1, 0);
+    code[n++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM);
+    code[n++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr));
+  }
   for (int each = 0; each < count; each++) {
     code[n++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (unsigned)numbers[each], 0, 1);
     code[n++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, listed);
@@ -75,7 +84,11 @@ static void install(const int *numbers, int count, unsigned listed, unsigned oth
 _Static_assert((int)DENIED < (int)ALLOWED, "install() has room for the longer list");
 
 void confine(void) {
-  install(allowed, ALLOWED, SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO | EPERM, SECCOMP_FILTER_FLAG_TSYNC);
+  install(allowed, ALLOWED, SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO | EPERM, SECCOMP_FILTER_FLAG_TSYNC, false);
 }
 
-void confine_program(void) { install(denied, DENIED, SECCOMP_RET_ERRNO | EPERM, SECCOMP_RET_ALLOW, 0); }
+void confine_program(bool network) {
+  static const int reaching[] = {SYS_socket, SYS_connect};
+  if (!network) install(reaching, 2, SECCOMP_RET_ERRNO | EPERM, SECCOMP_RET_ALLOW, 0, false);
+  install(denied, DENIED, SECCOMP_RET_ERRNO | EPERM, SECCOMP_RET_ALLOW, 0, network);
+}

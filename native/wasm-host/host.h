@@ -220,7 +220,11 @@ void program_unref(struct program *program);
 
 /* confine.c */
 void confine(void);         /* this process: only what it needs */
-void confine_program(void); /* the program that this becomes: may listen and answer, and not reach out */
+void confine_program(bool network); /* the program that this becomes: no mounts, no other processes; IP, or no sockets */
+
+/* apart.c */
+bool apart_option(const char *text); /* false when it is none */
+void run_apart(char **program, void (*become_small)(void)) __attribute__((noreturn));
 
 /* compile.c */
 int compile_main(const struct options *limits);

@@ -1,7 +1,8 @@
-/* corral-wasm-host LIBRARY compile|serve|exec [NAME=NUMBER …] [-- PROGRAM …]
+/* corral-wasm-host LIBRARY compile|serve|exec|apart [NAME=NUMBER …] [-- PROGRAM …]
  *
  * compile: a module on standard input becomes machine code on standard output.
- * exec: becomes the program after "--" with the same limits, and without the right to reach out (LIBRARY is "-").
+ * exec: becomes the program after "--" with the same limits (LIBRARY is "-").
+ * apart: runs that program in a network of its own; see apart.c for its options.
  * serve: control (SOCK_SEQPACKET) is descriptor 3, the listening socket of fronts descriptor 4. */
 #include <errno.h>
 #include <signal.h>
@@ -21,7 +22,7 @@ struct options options = {
     .table_elements = 100000, .stack_bytes = 512 * 1024,
 };
 
-static uint64_t user, group, address_space, cpu_s, files = 4096, file_bytes = 1ull << 30;
+static uint64_t user, group, address_space, data_bytes, cpu_s, files = 4096, file_bytes = 1ull << 30;
 
 static uint64_t clock_ns(clockid_t clock) {
   struct timespec now;
@@ -33,7 +34,7 @@ uint64_t now_ns(void) { return clock_ns(CLOCK_MONOTONIC); }
 uint64_t thread_cpu_ns(void) { return clock_ns(CLOCK_THREAD_CPUTIME_ID); }
 
 static int usage(void) {
-  fprintf(stderr, "usage: corral-wasm-host LIBRARY compile|serve|exec [NAME=NUMBER ...] [-- PROGRAM ...]\n");
+  fprintf(stderr, "usage: corral-wasm-host LIBRARY compile|serve|exec|apart [NAME=VALUE ...] [-- PROGRAM ...]\n");
   return 64;
 }
 
@@ -57,6 +58,7 @@ static bool option(const char *text) {
   TAKE("user", user)
   TAKE("group", group)
   TAKE("address-space", address_space)
+  TAKE("data-bytes", data_bytes)
   TAKE("cpu-s", cpu_s)
   TAKE("files", files)
   TAKE("file-bytes", file_bytes)
@@ -79,6 +81,7 @@ static void become_small(void) {
   limit(RLIMIT_NOFILE, files);
   limit(RLIMIT_FSIZE, file_bytes);
   if (address_space) limit(RLIMIT_AS, address_space);
+  if (data_bytes) limit(RLIMIT_DATA, data_bytes);
   if (cpu_s) limit(RLIMIT_CPU, cpu_s);
   bool became = !group || (setgroups(0, NULL) == 0 && setresgid((gid_t)group, (gid_t)group, (gid_t)group) == 0);
   became = became && (!user || setresuid((uid_t)user, (uid_t)user, (uid_t)user) == 0);
@@ -92,15 +95,17 @@ int main(int argc, char **argv) {
   if (argc < 3) return usage();
   int rest = 3;
   for (; rest < argc && strcmp(argv[rest], "--") != 0; rest++)
-    if (!option(argv[rest])) return usage();
+    if (!option(argv[rest]) && !apart_option(argv[rest])) return usage();
   if (options.threads < 1 || options.threads > 4096 || options.running < 1) return usage();
   prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
   signal(SIGPIPE, SIG_IGN);
-  if (strcmp(argv[2], "exec") == 0) {
+  bool apart = strcmp(argv[2], "apart") == 0;
+  if (apart || strcmp(argv[2], "exec") == 0) {
     if (rest + 1 >= argc) return usage();
+    if (apart) run_apart(argv + rest + 1, become_small);
     become_small();
     prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
-    confine_program();
+    confine_program(false);
     execv(argv[rest + 1], argv + rest + 1);
     perror("corral-wasm-host: exec");
     return 72;

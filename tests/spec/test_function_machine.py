@@ -313,7 +313,7 @@ def test_everything_that_is_wrong_with_a_spec_is_told_at_once() -> None:
     with pytest.raises(InvalidSpec) as caught:
         check_spec(spec)
 
-    assert len(caught.value.mistakes) == 13
+    assert len(caught.value.mistakes) == 14
 
 
 def test_a_right_spec_is_accepted_and_equal_specs_have_equal_fingerprints() -> None:

@@ -3,7 +3,7 @@
 import re
 from typing import Final
 
-from corral.functions.model import Limits, Preopen, RevisionSpec, Scale
+from corral.functions.model import Kind, Limits, Preopen, RevisionSpec, Scale
 from corral.kernel.digest import Digest
 from corral.kernel.errors import InvalidSpec
 
@@ -112,6 +112,8 @@ def _world_mistakes(spec: RevisionSpec) -> list[str]:
     guests = [preopen.guest for preopen in spec.preopens]
     if len(guests) > 16 or len(set(guests)) < len(guests):
         found.append("preopens: at most 16, each at a path of its own")
+    if spec.outbound and spec.kind is not Kind.HTTP_COMPONENT:
+        found.append(f"outbound: a {spec.kind.value} has no way to call out; components for wasi:http do")
     if len(spec.outbound) > 100:
         found.append("outbound: more than 100 destinations")
     for destination in spec.outbound[:100]:

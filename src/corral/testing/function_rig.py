@@ -87,12 +87,18 @@ class FunctionRig:
         limits: Limits | None = None,
         env: Mapping[str, str] | None = None,
         preopens: tuple[Preopen, ...] = (),
+        outbound: tuple[str, ...] = (),
     ) -> RevisionSpec:
         """A spec whose program is in the store."""
         digest = Digest.of(program)
         await write_bytes(self.blobs, tenant, program)
         return RevisionSpec(
-            module=str(digest), kind=kind, limits=limits or Limits(), env=dict(env or {}), preopens=preopens
+            module=str(digest),
+            kind=kind,
+            limits=limits or Limits(),
+            env=dict(env or {}),
+            preopens=preopens,
+            outbound=outbound,
         )
 
     async def store_tree(self, directory: Path, *, tenant: str = "default") -> str:

@@ -1,10 +1,12 @@
 """The limits of functions on one worker."""
 
+from ipaddress import ip_network
 from typing import Final
 
 import msgspec
 
 from corral.functions.front.limits import FrontConfig
+from corral.kernel.errors import InvalidSpec
 
 GIB: Final = 1024**3
 MIB: Final = 1024**2
@@ -22,6 +24,29 @@ class VolumeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     path: str
     writable: bool = False
     tenants: tuple[str, ...] = ()
+
+
+class OutboundConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Calls of functions to the outside, of those whose revision lists destinations.
+
+    Attributes:
+        networks: what they may reach beside public addresses, such as ``10.1.0.0/16`` or ``127.0.0.1/32``.
+        connections: open at once, of one instance.
+        connect_s: how long a connection may take to be there.
+        half_open_s: how long one side may go on when the other has ended.
+    """
+
+    networks: tuple[str, ...] = ()
+    connections: int = 64
+    connect_s: float = 10.0
+    half_open_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        for text in self.networks:
+            try:
+                ip_network(text)
+            except ValueError as error:
+                raise InvalidSpec(f'outbound.networks: "{text}" is no network: {error}') from error
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -47,6 +72,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         file_bytes: largest file that a program may write in a volume.
         start_s: how long a process may take to start.
         idle_s: how long a tenant's process stays without instances.
+        component_threads: of one component's process; 0 takes as many as ``running`` does.
+        component_bytes: of memory that one component's process may have beside that of its requests.
+        outbound: where functions may call.
         first_user: when the worker is root, tenants' processes run as this user id and those after it.
         volumes: directories that programs may ask for, by name.
     """
@@ -70,5 +98,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     file_bytes: int = 1 * GIB
     start_s: float = 10.0
     idle_s: float = 30.0
+    component_threads: int = 0
+    component_bytes: int = 256 * MIB
+    outbound: OutboundConfig = OutboundConfig()
     first_user: int = 1_900_000_000
     volumes: dict[str, VolumeConfig] = {}

@@ -4,7 +4,7 @@ import asyncio
 import os
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -12,6 +12,7 @@ import msgspec
 import structlog
 
 import corral
+from corral.functions.frames import Counters
 from corral.functions.front.limits import FrontConfig
 from corral.functions.front.messages import LINE_MAX, FromFront, ToFront
 from corral.functions.model import Demand
@@ -27,13 +28,15 @@ _log = structlog.get_logger("corral.functions.front")
 
 
 class FrontProcess:
-    """See the module. ``on_news`` is called when it said something, with whether
-    it uses newer routes. ``run`` keeps it alive until cancelled."""
+    """See the module. ``on_news`` is called when it said something, with whether it uses newer routes. ``run`` keeps it
+    alive until cancelled. ``over`` are instances that used too much; who ends them takes them from the list."""
 
     def __init__(self, config: FrontConfig, *, on_news: Callable[[bool], None]) -> None:
         self.address = self.public = self.trouble = ""
         self.pid: int | None = None
         self.demands: Sequence[Demand] = ()
+        self.counters: Mapping[str, Counters] = {}
+        self.over: list[str] = []
         self._config, self._on_news = config, on_news
         self._table = RoutingTable()
         self._domains: dict[str, str] = {}
@@ -152,7 +155,8 @@ class FrontProcess:
             return
         grew = (message.epoch, message.version) != self._used
         self._used = (message.epoch, message.version)
-        self.demands = message.demands
+        self.demands, self.counters = message.demands, message.counters
+        self.over += message.over
         self._on_news(grew)
 
     def _tell_whole(self) -> None:

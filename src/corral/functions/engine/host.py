@@ -7,8 +7,10 @@ the scheduler orders new ones.
 
 import asyncio
 import os
+from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -17,13 +19,23 @@ import structlog
 
 from corral.blobs.ports import BlobReader
 from corral.functions.engine.compiler import CannotCompile, Code, Compiler
-from corral.functions.engine.component_process import ComponentProcess, code_path, private_sockets, serve_arguments
+from corral.functions.engine.component_process import (
+    CappedLogs,
+    ComponentProcess,
+    Seen,
+    apart_arguments,
+    private_sockets,
+    serve_arguments,
+    writable_bytes,
+)
 from corral.functions.engine.config import EngineConfig
+from corral.functions.engine.destinations import places
 from corral.functions.engine.front_process import FrontProcess
 from corral.functions.engine.host_process import HostProcess
 from corral.functions.engine.instance import Instance
+from corral.functions.engine.outbound import Outbound
 from corral.functions.engine.programs import EngineParts, find_parts
-from corral.functions.engine.worlds import Worlds
+from corral.functions.engine.worlds import Worlds, open_directory
 from corral.functions.frames import Program
 from corral.functions.model import (
     Demand,
@@ -148,18 +160,17 @@ class WorkerFunctions:
             del self._instances[instance_id]
 
     def reports(self) -> Sequence[InstanceReport]:
-        sharing: dict[int, int] = {}
-        for instance in self._instances.values():
-            if instance.process is not None and not instance.over:
-                sharing[instance.process.pid] = sharing.get(instance.process.pid, 0) + 1
-        parts = {pid: _resident_bytes(pid) // count for pid, count in sharing.items()}
-        return [
-            each.report(
-                resident_bytes=parts.get(each.process.pid, 0) if each.process is not None else 0,
-                peer=self._front.public,
-            )
-            for each in self._instances.values()
-        ]
+        living = [each for each in self._instances.values() if each.process is not None and not each.over]
+        sharing = Counter(each.process.pid for each in living if each.process is not None)
+        memory = {pid: _memory_of(pid) for pid in sharing}
+        reports = []
+        for each in self._instances.values():
+            pid = each.process.pid if each.process is not None else 0
+            now, peak = memory.get(pid, (0, 0))
+            own = isinstance(each.process, ComponentProcess)  # else a request's peak is known better than the process's
+            resident = now // max(1, sharing[pid])
+            reports.append(each.report(resident_bytes=resident, peak_bytes=peak if own else 0, peer=self._front.public))
+        return reports
 
     # -- Front --
 
@@ -210,6 +221,7 @@ class WorkerFunctions:
 
     def _front_said(self, newer_routes: bool) -> None:
         """Tell at once what cannot wait: newer routes, a first waiting request, or twice as many as were told."""
+        self._hear_of_components()
         if newer_routes:
             self._on_change()
             return
@@ -229,10 +241,6 @@ class WorkerFunctions:
         ):
             if wanted > most:
                 raise InvalidSpec(f"limits.{name}: {wanted} is more than workers give, {most}", field=f"limits.{name}")
-        if spec.outbound:
-            raise InvalidSpec("outbound: this engine lets no program call out", field="outbound")
-        if spec.preopens and spec.kind is Kind.HTTP_COMPONENT:
-            raise InvalidSpec("preopens: components get no directories", field="preopens")
         self._worlds.check(tenant, spec.preopens)
 
     async def _start(self, instance: Instance) -> None:
@@ -257,6 +265,8 @@ class WorkerFunctions:
             instance.fail("engine-lost", f"the worker could not start it: {error.strerror}", blame=False)
         if instance.phase is InstancePhase.DRAINING:
             await self._drain(instance, 0)
+        elif instance.over:
+            await self._give_back(instance)
         self._on_change()
 
     async def _enter(self, instance: Instance, code: Code) -> HostProcess | ComponentProcess:
@@ -264,8 +274,11 @@ class WorkerFunctions:
             return await self._serve_component(instance, code)
         host = self._host(instance.order)
         tenant = instance.order.key.function.tenant
-        descriptors, instance.trees = await self._worlds.open(tenant, instance.order.spec.preopens)
+        paths, instance.trees = await self._worlds.take(tenant, instance.order.spec.preopens)
+        descriptors: list[int] = []
         try:
+            for path in paths:
+                descriptors.append(open_directory(path))
             loaded = await host.load(_program(instance.order, code), [code.descriptor, *descriptors])
         finally:
             for descriptor in descriptors:
@@ -279,12 +292,18 @@ class WorkerFunctions:
         key = (order.key.function.tenant, order.spec.limits.stack_bytes, order.spec.limits.fuel > 0)
         host = self._hosts.get(key)
         if host is None or not host.alive:
-            self._socket_number += 1
-            path = self._sockets / f"{self._socket_number}.sock"
-            host = self._hosts[key] = HostProcess.start(self._host_arguments(key), path, on_log=self._host_log)
+            arguments = self._host_arguments(key)
+            host = self._hosts[key] = HostProcess.start(arguments, self._new_socket(), on_log=self._host_log)
             self._spawn(self._watch(key, host))
         self._unused_since_s.pop(key, None)
         return host
+
+    def _new_socket(self) -> Path:
+        self._socket_number += 1
+        return self._sockets / f"{self._socket_number}.sock"
+
+    def _running(self) -> int:
+        return self._config.running or max(1, (os.cpu_count() or 1) - 1)
 
     def _host_arguments(self, key: HostKey) -> list[str]:
         tenant, stack_bytes, fuel = key
@@ -292,7 +311,7 @@ class WorkerFunctions:
         values = {
             "threads": config.threads,
             "queue": config.queue,
-            "running": config.running or max(1, (os.cpu_count() or 1) - 1),
+            "running": self._running(),
             "memory-bytes": config.tenant_memory_bytes,
             "memory-max": config.memory_bytes,
             "table-elements": config.table_elements,
@@ -319,7 +338,7 @@ class WorkerFunctions:
         lost = [each for each in self._instances.values() if each.process is host and not each.over]
         for instance in lost:
             instance.fail("engine-lost", "the process that hosted it ended", blame=False)
-            await self._worlds.give_back(instance.trees)
+            await self._give_back(instance)
         if lost and unasked:
             _log.warning("a host of functions ended", tenant=key[0], status=host.status, instances=len(lost))
         if lost:
@@ -327,18 +346,61 @@ class WorkerFunctions:
 
     async def _serve_component(self, instance: Instance, code: Code) -> ComponentProcess:
         spec, tenant = instance.order.spec, instance.order.key.function.tenant
-        limits = [f"{name}={value}" for name, value in {"files": 1024, **self._user(tenant)}.items()]
-        argv = [self._parts.host, "-", "exec", *limits, "--"]
-        argv += serve_arguments(self._parts.wasmtime, spec, code_path())
+        paths, instance.trees = await self._worlds.take(tenant, spec.preopens)
+        seen = [
+            Seen(path=path, guest=each.guest, writable=each.writable)
+            for path, each in zip(paths, spec.preopens, strict=True)
+        ]
+        known = places(spec.outbound)
+        argv = apart_arguments(self._parts.host, self._component_limits(tenant, spec), known, seen)
         copy = await asyncio.to_thread(_copy_in_memory, code.descriptor)
         try:
             process = await ComponentProcess.start(
-                argv, copy, on_line=lambda line: self._line(instance, "stderr", "", line), within_s=self._config.start_s
+                argv,
+                serve_arguments(self._parts.wasmtime, spec, seen),
+                copy,
+                path=self._new_socket(),
+                places=known,
+                outbound=Outbound(self._config.outbound, on_trouble=partial(self._line, instance, "engine", "")),
+                env={"TOKIO_WORKER_THREADS": str(self._config.component_threads or self._running())},
+                on_line=self._component_log(instance),
+                within_s=self._config.start_s,
             )
         finally:
             os.close(copy)
         self._spawn(self._watch_component(instance, process))
         return process
+
+    def _component_limits(self, tenant: str, spec: RevisionSpec) -> dict[str, int]:
+        data_bytes = min(writable_bytes(spec), self._config.tenant_memory_bytes) + self._config.component_bytes
+        return {"files": 1024, "file-bytes": self._config.file_bytes, "data-bytes": data_bytes, **self._user(tenant)}
+
+    def _component_log(self, instance: Instance) -> Callable[[str, str, str], None]:
+        """What its requests write, each so much; ``serve-N`` is the server's number of the request."""
+        capped = CappedLogs(instance.order.spec.limits.log_bytes)
+
+        def heard(stream: str, number: str, text: str) -> None:
+            if kept := capped.take(number, text) if number else text:
+                self._line(instance, stream, f"serve-{number}" if number else "", kept)
+
+        return heard
+
+    def _hear_of_components(self) -> None:
+        """What the front counted; and which instances used more processor time than their requests may."""
+        for instance_id, counters in self._front.counters.items():
+            instance = self._instances.get(instance_id)
+            if instance is not None and isinstance(instance.process, ComponentProcess):
+                instance.process.counters = counters
+        over, self._front.over = self._front.over, []
+        for instance_id in over:
+            instance = self._instances.get(instance_id)
+            if instance is None or instance.over or not isinstance(instance.process, ComponentProcess):
+                continue
+            text = "stopped: its requests used more processor time than limits.cpu_s"
+            self._line(instance, "engine", "", text)
+            instance.fail("cpu-exceeded", text, blame=False)
+            instance.process.stop()
+            self._on_change()
 
     async def _watch_component(self, instance: Instance, process: ComponentProcess) -> None:
         await process.wait_ended(within_s=_FOR_EVER_S)
@@ -346,6 +408,7 @@ class WorkerFunctions:
         if not instance.over:
             instance.fail("engine-lost", "the process that hosted it ended", blame=False)
             self._on_change()
+        await self._give_back(instance)
 
     async def _drain(self, instance: Instance, drain_s: float) -> None:
         process = instance.process
@@ -362,9 +425,12 @@ class WorkerFunctions:
             await process.wait_ended(within_s=_ENDED_S)
         if not instance.over:
             instance.phase = InstancePhase.STOPPED
-        await self._worlds.give_back(instance.trees)
-        instance.trees = []
+        await self._give_back(instance)
         self._on_change()
+
+    async def _give_back(self, instance: Instance) -> None:
+        trees, instance.trees = instance.trees, []
+        await self._worlds.give_back(trees)
 
     def _busy(self, instance: Instance) -> bool:
         return any(each.key == instance.order.key and each.in_flight for each in self._front.demands)
@@ -428,11 +494,14 @@ def _copy_in_memory(descriptor: int) -> int:
     return copy
 
 
-def _resident_bytes(pid: int) -> int:
+def _memory_of(pid: int) -> tuple[int, int]:
+    """What a process has resident now, and the most that it had; in bytes."""
     try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, IndexError):
-        return 0
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0, 0
+    kib = {line[:6]: int(line.split()[1]) for line in lines if line.startswith(("VmRSS:", "VmHWM:"))}
+    return kib.get("VmRSS:", 0) * 1024, kib.get("VmHWM:", 0) * 1024
 
 
 def _nothing() -> None:

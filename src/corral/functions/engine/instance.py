@@ -31,9 +31,11 @@ class Instance:
 
     @property
     def counters(self) -> Counters:
-        """The last ones that its process told."""
+        """The last ones that its process told, or that the front told of it."""
         if isinstance(self.process, HostProcess):
             self._last = self.process.counters.get(self.order.id, self._last)
+        elif self.process is not None:
+            self._last = self.process.counters or self._last
         return self._last
 
     def ready(self, process: HostProcess | ComponentProcess, *, started_s: float, start_s: float, cold: bool) -> None:
@@ -47,9 +49,9 @@ class Instance:
         if not self.over:
             self.phase, self._reason, self._text, self._blame = InstancePhase.FAILED, reason, text, blame
 
-    def report(self, *, resident_bytes: int, peer: str = "") -> InstanceReport:
-        """What the scheduler hears. ``resident_bytes`` is its part of what its process has, ``peer``
-        where other workers' fronts reach the one of this worker."""
+    def report(self, *, resident_bytes: int, peak_bytes: int = 0, peer: str = "") -> InstanceReport:
+        """What the scheduler hears. ``resident_bytes`` is its part of what its process has, ``peak_bytes`` the most
+        that it had, ``peer`` where other workers' fronts reach the one of this worker."""
         now = self.counters
         address = self.process.address if self.process is not None and not self.over else ""
         if address and peer:
@@ -75,7 +77,7 @@ class Instance:
                 in_flight=now.in_flight,
                 cpu_s=now.cpu_ns / 1e9,
                 memory_bytes=0 if self.over else resident_bytes,
-                memory_peak_bytes=now.memory_peak,
+                memory_peak_bytes=max(now.memory_peak, peak_bytes),
                 latency_s=now.wall_ns / 1e9,
                 latency_p50_s=now.latency_p50_ns / 1e9,
                 latency_p99_s=now.latency_p99_ns / 1e9,

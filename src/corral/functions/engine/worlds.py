@@ -1,4 +1,4 @@
-"""What programs see beside their request: directories, opened by the worker and handed over as descriptors.
+"""What programs see beside their request: directories, which the worker opens, or mounts, for them.
 
 A tree of the store is written once for all instances that see it and removed with the last of them. A volume is a
 directory that the worker's owner named for the tenant.
@@ -46,13 +46,13 @@ class Worlds:
             if preopen.writable and not volume.writable:
                 raise InvalidSpec(f'preopens: volume "{preopen.volume[:70]}" is read-only on this worker')
 
-    async def open(self, tenant: str, preopens: Sequence[Preopen]) -> tuple[list[int], list[Path]]:
-        """Descriptors in the order of ``preopens``, which the caller closes, and trees, which it gives back.
+    async def take(self, tenant: str, preopens: Sequence[Preopen]) -> tuple[list[Path], list[Path]]:
+        """Directories in the order of ``preopens``, and those among them that the caller gives back.
 
         Raises: InvalidSpec, OSError and what reading the store raises; nothing is held then.
         """
         self.check(tenant, preopens)
-        descriptors: list[int] = []
+        paths: list[Path] = []
         trees: list[Path] = []
         try:
             for preopen in preopens:
@@ -61,13 +61,11 @@ class Worlds:
                     self._users[path] = self._users.get(path, 0) + 1
                     trees.append(path)
                     await self._write(tenant, preopen.tree, path)
-                descriptors.append(os.open(path, _OPEN))
+                paths.append(path)
         except BaseException:
-            for descriptor in descriptors:
-                os.close(descriptor)
             await self.give_back(trees)
             raise
-        return descriptors, trees
+        return paths, trees
 
     async def give_back(self, trees: Sequence[Path]) -> None:
         """An instance is gone. Cancellation: a tree may stay until the next start."""
@@ -85,3 +83,8 @@ class Worlds:
         async with self._locks.setdefault(path, asyncio.Lock()):
             if not await asyncio.to_thread(path.exists):
                 await materialize(self._blobs, tenant, Digest.parse(tree), path, self._bounds)
+
+
+def open_directory(path: Path) -> int:
+    """A descriptor for a program's host. Raises OSError."""
+    return os.open(path, _OPEN)

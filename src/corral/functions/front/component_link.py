@@ -1,295 +1,176 @@
-"""Requests to the HTTP server that hosts a component: a connection for each request, kept for the next one.
+"""A component's server, which lives in a network of its own: connections to it are handed over at a unix socket.
 
-The server's process runs other people's programs, so its answers are checked like any: an answer that is not HTTP, or
-breaks a limit, ends the connection.
+Its process makes an instance for every request and knows no limit of processor time, so the front keeps it: while
+requests run, the process's clock is read every few milliseconds. A request has used too much when the process, since
+the request began, used more than ``cpu_s`` for each request that ran beside it, and for itself. Then the process ends,
+and with it all that it runs; requests that had no time to use that much are told that their instance was lost.
 """
 
 import asyncio
-import errno
 import socket
+import time
+from collections import deque
+from collections.abc import Callable
 from typing import Final
 
-import httptools
-
-from corral.functions.frames import WINDOW, Ended, Outcome
-from corral.functions.front.cgi import (
-    HOP,
-    HOP_BY_HOP,
-    OURS,
-    AnswerHead,
-    Asking,
-    Header,
-    forwarding_headers,
-    has_control_bytes,
-)
+from corral.functions.frames import Counters, Ended, Outcome
+from corral.functions.front.cgi import Asking, Header, forwarding_headers
+from corral.functions.front.http_link import Connected, HttpLink, HttpStream
 from corral.functions.front.upstream import Sink
-from corral.functions.model import RevisionKey
+from corral.functions.model import Limits, RevisionKey
 
-_KEPT: Final = 64
-_READ_BYTES: Final = 64 * 1024
-_PEER_S: Final = 10.0  # longer than the peer itself waits
-_HEAD_MAX: Final = 64 * 1024
+_LOOK_S: Final = 0.004
+_LATENCIES: Final = 2048
+_TIMEOUTS: Final = frozenset({Outcome.WALL, Outcome.CPU})
 
 
-class ComponentLink:
-    """The connections to one server at ``HOST:PORT``."""
+class Tally:
+    """What one component's requests came to, as a native host counts them."""
 
-    first_room = WINDOW
+    def __init__(self) -> None:
+        self.requests = self.errors = self.traps = self.timeouts = self.in_flight = self.wall_ns = 0
+        self._latencies: deque[int] = deque(maxlen=_LATENCIES)
 
-    def __init__(self, address: str) -> None:
-        host, _, port = address.rpartition(":")
-        self.address = (host.strip("[]"), int(port))
-        self._idle: list[socket.socket] = []
-        self._closing = False
-        self._patience_s = 0.0
+    def count(self, end: Ended | None, wall_ns: int) -> None:
+        """One request is over; None: its instance was lost under it."""
+        outcome = end.outcome if end is not None else Outcome.TRAP
+        self.requests += 1
+        self.wall_ns += wall_ns
+        self.timeouts += outcome in _TIMEOUTS
+        self.traps += outcome is Outcome.TRAP
+        self.errors += outcome not in (Outcome.OK, Outcome.CANCELED)
+        self._latencies.append(wall_ns)
+
+    def counters(self, cpu_ns: int) -> Counters:
+        """As of now."""
+        ordered = sorted(self._latencies) or [0]
+        return Counters(
+            requests=self.requests,
+            errors=self.errors,
+            traps=self.traps,
+            timeouts=self.timeouts,
+            refused=0,
+            in_flight=self.in_flight,
+            cpu_ns=cpu_ns,
+            wall_ns=self.wall_ns,
+            instantiate_ns=0,
+            memory_peak=0,
+            latency_p50_ns=ordered[len(ordered) // 2],
+            latency_p99_ns=ordered[len(ordered) * 99 // 100],
+        )
+
+
+class _Run:
+    """A request on its way: since when, what the process had used by then, and how many ran beside it."""
+
+    __slots__ = ("began_ns", "beside", "cpu_limit_ns", "cpu_ns")
+
+    def __init__(self, cpu_limit_ns: int, cpu_ns: int, beside: int) -> None:
+        self.began_ns, self.cpu_ns, self.cpu_limit_ns, self.beside = (
+            time.perf_counter_ns(),
+            cpu_ns,
+            cpu_limit_ns,
+            beside,
+        )
+
+
+class ComponentLink(HttpLink):
+    """``address`` is ``PID:PATH``, of the server's process and the socket. ``on_over`` hears that it used too much."""
+
+    def __init__(self, address: str, *, on_over: Callable[[str], None]) -> None:
+        super().__init__()
+        pid, _, self._path = address.partition(":")
+        self._loop = asyncio.get_running_loop()
+        self._clock = process_clock(int(pid))
+        self._on_over = on_over
+        self._runs: dict[HttpStream, _Run] = {}
+        self._cpu_ns = self._first_ns = self._used_ns()
+        self._timer: asyncio.TimerHandle | None = None
+        self.instance = ""
+        self.tally = Tally()
 
     def open(
-        self,
-        sink: Sink,
-        *,
-        instance: str,
-        key: RevisionKey,
-        wall_s: float,
-        ask: Asking,
-        has_body: bool,
-        variables: bytes,
-    ) -> "ComponentStream":
-        kept = self._idle.pop() if self._idle else None
-        return ComponentStream(self, sink, kept, self.head(ask, key), wall_s + self._patience_s, has_body=has_body)
+        self, sink: Sink, *, instance: str, key: RevisionKey, limits: Limits, ask: Asking, has_body: bool
+    ) -> HttpStream:
+        self.instance = instance
+        for run in self._runs.values():
+            run.beside += 1
+        stream = super().open(sink, instance=instance, key=key, limits=limits, ask=ask, has_body=has_body)
+        self._runs[stream] = _Run(int(limits.cpu_s * 1e9), self._used_ns(), len(self._runs) + 1)
+        self.tally.in_flight = len(self._runs)
+        if self._timer is None:
+            self._timer = self._loop.call_later(_LOOK_S, self._look)
+        return stream
+
+    def connect(self, then: Connected) -> None:
+        asking = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        try:
+            asking.connect(self._path)
+        except OSError:
+            asking.close()
+            then(None)
+            return
+        self._loop.add_reader(asking, self._handed, asking, then)
 
     def head(self, ask: Asking, key: RevisionKey) -> tuple[bytes, list[Header]]:
-        """The first line and the headers for the server."""
         target = ask.path + (b"?" + ask.query if ask.query else b"")
         return b"%b %b HTTP/1.1\r\n" % (ask.method, target), forwarding_headers(ask)
 
-    def close(self) -> None:
-        self._closing = True
-        while self._idle:
-            self._idle.pop().close()
+    def answered_itself(self, status: int, body: bytes) -> bool:
+        """Its page for a program that trapped, or that set no answer."""
+        return status == 500 and body.startswith(b"<!doctype html>") and b"\n        wasmtime\n" in body
 
-    def give_back(self, connection: socket.socket) -> None:
-        """Keep it for the next request."""
-        if self._closing or len(self._idle) >= _KEPT:
-            connection.close()
-        else:
-            self._idle.append(connection)
+    def over(self, stream: HttpStream, end: Ended | None) -> Ended | None:
+        run = self._runs.pop(stream, None)
+        if run is None:
+            return end
+        wall_ns = time.perf_counter_ns() - run.began_ns
+        self.tally.in_flight = len(self._runs)
+        self.tally.count(end, wall_ns)
+        if end is None:
+            return None
+        # what ran beside it has its part of the time
+        return Ended(end.outcome, 0, (self._used_ns() - run.cpu_ns) // run.beside, wall_ns, 0)
 
+    def counters(self) -> Counters:
+        """For the worker."""
+        return self.tally.counters(self._cpu_ns - self._first_ns)
 
-class PeerLink(ComponentLink):
-    """The front of another worker, for instances that are there. It is told not to pass the request on again."""
-
-    def __init__(self, address: str) -> None:
-        super().__init__(address)
-        self._patience_s = _PEER_S
-
-    def head(self, ask: Asking, key: RevisionKey) -> tuple[bytes, list[Header]]:
-        names = (key.function.tenant.encode(), key.function.name.encode(), key.revision.encode())
-        target = b"/tenants/%b/functions/%b@%b" % names + ask.path + (b"?" + ask.query if ask.query else b"")
-        return b"%b %b HTTP/1.1\r\n" % (ask.method, target), [*forwarding_headers(ask), (HOP, b"1")]
-
-
-class ComponentStream:
-    """One request. A kept connection that turns out to be closed is replaced by a new one, once."""
-
-    def __init__(
-        self,
-        link: ComponentLink,
-        sink: Sink,
-        kept: socket.socket | None,
-        head: tuple[bytes, list[Header]],
-        wall_s: float,
-        *,
-        has_body: bool,
-    ) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._link = link
-        self._sink: Sink | None = sink
-        self._fresh = kept is None
-        self._chunked, written = _written(*head, has_body=has_body)
-        self._sent = [written]
-        self._out = bytearray(written)
-        self._parser = httptools.HttpResponseParser(self)
-        self._status_text = b""
-        self._headers: list[Header] = []
-        self._head_bytes = self._outstanding = 0
-        self._complete = self._reading = False
-        self._socket: socket.socket | None = None
-        self._timer = self._loop.call_later(wall_s, self._too_late)
-        self._loop.call_soon(self._begin, kept)
-
-    # -- Stream --
-
-    def send(self, data: bytes, *, last: bool) -> None:
-        if self._sink is None:
-            return
-        if not self._chunked:
-            part = data
-        else:
-            part = (b"%x\r\n%b\r\n" % (len(data), data) if data else b"") + (b"0\r\n\r\n" if last else b"")
-        self._sent = []  # with a part of the body gone, no second connection may be tried
-        self._out += part
-        self._want_write()
-        self._sink.room(len(data))
-
-    def took(self, count: int) -> None:
-        self._outstanding -= count
-        if self._outstanding < WINDOW and not self._reading and self._socket is not None:
-            self._reading = True
-            self._loop.add_reader(self._socket, self._readable)
-
-    def cancel(self) -> None:
-        self._sink = None
-        self._drop()
-
-    # -- llhttp --
-
-    def on_status(self, status: bytes) -> None:
-        self._status_text += status
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._head_bytes += len(name) + len(value)
-        if self._head_bytes > _HEAD_MAX or has_control_bytes(value):
-            raise ValueError("head")
-        self._headers.append((name, value))
-
-    def on_headers_complete(self) -> None:
-        status = self._parser.get_status_code()
-        if status < 200:
-            self._headers = []
-            return
-        length = next((int(value) for name, value in self._headers if name.lower() == b"content-length"), None)
-        kept = tuple(
-            header
-            for header in self._headers
-            if (name := header[0].lower()) not in HOP_BY_HOP and name not in OURS and name != b"content-length"
-        )
-        if self._sink is not None:
-            self._sink.answer(AnswerHead(status, self._status_text, kept, length))
-
-    def on_body(self, data: bytes) -> None:
-        self._outstanding += len(data)
-        if self._sink is not None:
-            self._sink.data(data)
-
-    def on_message_complete(self) -> None:
-        self._complete = self._parser.get_status_code() >= 200
-
-    # -- inside --
-
-    def _begin(self, kept: socket.socket | None) -> None:
-        if self._sink is None:
-            if kept is not None:
-                kept.close()
-            return
-        connection = kept
-        if connection is None:
-            family = socket.AF_INET6 if ":" in self._link.address[0] else socket.AF_INET
-            connection = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            error = connection.connect_ex(self._link.address)
-            if error not in (0, errno.EINPROGRESS):
-                connection.close()
-                self._lost()
-                return
-        self._socket = connection
-        self._reading = True
-        self._loop.add_reader(connection, self._readable)
-        self._want_write()
-
-    def _want_write(self) -> None:
-        if self._socket is not None and self._out:
-            self._loop.add_writer(self._socket, self._writable)
-
-    def _writable(self) -> None:
-        if self._socket is None:
-            return
+    def _handed(self, asking: socket.socket, then: Connected) -> None:
+        self._loop.remove_reader(asking)
         try:
-            sent = self._socket.send(self._out)
-        except (BlockingIOError, InterruptedError):
-            return
+            _, descriptors, _, _ = socket.recv_fds(asking, 1, 1)
         except OSError:
-            self._broken()
-            return
-        del self._out[:sent]
-        if not self._out:
-            self._loop.remove_writer(self._socket)
-
-    def _readable(self) -> None:
-        if self._socket is None:
-            return
-        try:
-            data = self._socket.recv(_READ_BYTES)
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError:
-            data = b""
-        if not data:
-            self._broken()
-            return
-        try:
-            self._parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-            self._lost()
-            return
-        if self._sink is None:
-            return
-        if self._complete:
-            self._ended()
-            return
-        self._sink.flush()
-        if self._outstanding >= WINDOW and self._socket is not None:
-            self._reading = False
-            self._loop.remove_reader(self._socket)
-
-    def _broken(self) -> None:
-        """The connection is gone: one that was kept may have been closed before our request came."""
-        if not self._fresh and self._sent and not self._headers:
-            self._fresh = True
-            self._drop(keep_timer=True)
-            self._out = bytearray(b"".join(self._sent))
-            self._begin(None)
-        else:
-            self._lost()
-
-    def _ended(self) -> None:
-        sink, self._sink = self._sink, None
-        if self._parser.should_keep_alive() and not self._out and self._socket is not None:
-            connection, self._socket = self._socket, None
-            self._loop.remove_reader(connection)
-            self._loop.remove_writer(connection)
-            self._link.give_back(connection)
-        self._drop()
-        if sink is not None:
-            sink.ended(_FINE)
-
-    def _lost(self) -> None:
-        sink, self._sink = self._sink, None
-        self._drop()
-        if sink is not None:
-            sink.lost()
-
-    def _too_late(self) -> None:
-        sink, self._sink = self._sink, None
-        self._drop()
-        if sink is not None:
-            sink.ended(Ended(Outcome.WALL, 0, 0, 0, 0))
-
-    def _drop(self, *, keep_timer: bool = False) -> None:
-        if not keep_timer:
-            self._timer.cancel()
-        connection, self._socket = self._socket, None
+            descriptors = []
+        asking.close()
+        connection = socket.socket(fileno=descriptors[0]) if descriptors else None
         if connection is not None:
-            self._loop.remove_reader(connection)
-            self._loop.remove_writer(connection)
-            connection.close()
+            connection.setblocking(False)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        then(connection)
+
+    def _look(self) -> None:
+        self._timer = self._loop.call_later(_LOOK_S, self._look) if self._runs else None
+        used_ns = self._used_ns()
+        if any(used_ns - run.cpu_ns > run.cpu_limit_ns * run.beside for run in self._runs.values()):
+            self._on_over(self.instance)
+            self._end_all(used_ns)
+
+    def _end_all(self, used_ns: int) -> None:
+        now_ns = time.perf_counter_ns()
+        for stream, run in list(self._runs.items()):
+            suspect = min(now_ns - run.began_ns, used_ns - run.cpu_ns) >= run.cpu_limit_ns
+            stream.end(Ended(Outcome.CPU, 0, 0, 0, 0) if suspect else None)
+
+    def _used_ns(self) -> int:
+        """Processor time of the process; as it was last when it is gone."""
+        try:
+            self._cpu_ns = time.clock_gettime_ns(self._clock)
+        except OSError:
+            pass
+        return self._cpu_ns
 
 
-_FINE: Final = Ended(Outcome.OK, 0, 0, 0, 0)
-
-
-def _written(first: bytes, headers: list[Header], *, has_body: bool) -> tuple[bool, bytes]:
-    """Whether the body is to be chunked, and the head."""
-    chunked = has_body and not any(name == b"content-length" for name, _ in headers)
-    if chunked:
-        headers.append((b"transfer-encoding", b"chunked"))
-    return chunked, b"".join((first, *(b"%b: %b\r\n" % header for header in headers), b"\r\n"))
+def process_clock(pid: int) -> int:
+    """The clock of a process's processor time (clock_getcpuclockid(3), as Linux numbers it)."""
+    return (~pid << 3) | 2

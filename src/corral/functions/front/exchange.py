@@ -6,7 +6,7 @@ from typing import Final, Protocol
 
 from corral.functions.frames import NOT_BEGUN, Ended, Outcome
 from corral.functions.front.answers import of_outcome, problem, reason_of
-from corral.functions.front.cgi import AnswerHead, Asking, variables
+from corral.functions.front.cgi import AnswerHead, Asking
 from corral.functions.front.upstream import Stream, Upstream
 from corral.functions.routing import FunctionRoute, RevisionRoute
 
@@ -167,10 +167,9 @@ class Exchange:
             self,
             instance=instance,
             key=self.route[1].key,
-            wall_s=limits.wall_s,
+            limits=limits,
             ask=self.ask,
             has_body=self.has_body,
-            variables=variables(self.ask),
         )
         self._pump()
 

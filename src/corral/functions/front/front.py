@@ -12,12 +12,14 @@ from typing import Final
 
 import msgspec
 
+from corral.functions.frames import Counters
 from corral.functions.front.admission import Admission
-from corral.functions.front.component_link import ComponentLink, PeerLink
+from corral.functions.front.component_link import ComponentLink
 from corral.functions.front.exchange import Exchange
 from corral.functions.front.host_link import HostLink
 from corral.functions.front.http import Connection
 from corral.functions.front.limits import FrontConfig
+from corral.functions.front.peer_link import PeerLink
 from corral.functions.front.upstream import Upstream
 from corral.functions.model import Demand, RevisionKey
 from corral.functions.routing import (
@@ -54,6 +56,7 @@ class Front:
         self._connections: set[Connection] = set()
         self._draining = False
         self._inside: dict[Exchange, tuple[RevisionKey, str]] = {}
+        self._over: list[str] = []
         self._timers: dict[Exchange, tuple[asyncio.TimerHandle, float]] = {}
 
     # -- the worker's side --
@@ -86,6 +89,16 @@ class Front:
             elif admission.limits.requests_per_s == 0:
                 del self._admissions[key]
         return tuple(found)
+
+    def counters(self) -> dict[str, Counters]:
+        """What the requests of components came to, by instance; hosts of modules tell that themselves."""
+        links = (link for link in self._upstreams.values() if isinstance(link, ComponentLink))
+        return {link.instance: link.counters() for link in links if link.instance}
+
+    def take_over(self) -> tuple[str, ...]:
+        """Instances whose process used more than it may, since the last call; it is for the worker to end them."""
+        over, self._over = tuple(self._over), []
+        return over
 
     async def run(self) -> None:
         """Look after connections that are idle or slow, for ever."""
@@ -301,7 +314,12 @@ class Front:
         local, _, peer = address.partition("@")
         if not self._is_here(address):
             return PeerLink(peer)
-        return HostLink(local.removeprefix("unix:")) if local.startswith("unix:") else ComponentLink(local)
+        kind, _, where = local.partition(":")
+        return HostLink(where) if kind == "unix" else ComponentLink(where, on_over=self._used_too_much)
+
+    def _used_too_much(self, instance: str) -> None:
+        self._over.append(instance)
+        self._urgent()
 
     def _is_here(self, address: str) -> bool:
         """Whether an instance, at ``LOCAL`` or ``LOCAL@FRONT``, is one of this front's worker."""

@@ -10,9 +10,10 @@ import struct
 from typing import Final
 
 from corral.functions import frames
-from corral.functions.front.cgi import Asking, BadAnswer, answer_head, split_head
+from corral.functions.front.cgi import Asking, BadAnswer, answer_head, split_head, variables
+from corral.functions.front.flow import Flow
 from corral.functions.front.upstream import Sink
-from corral.functions.model import RevisionKey
+from corral.functions.model import Limits, RevisionKey
 
 _STREAMS_MAX: Final = 2**32 - 1
 _READ_BYTES: Final = 256 * 1024
@@ -109,40 +110,30 @@ class HostStream:
 
 
 class HostLink:
-    """One connection, made at the first call and again after it was lost. What one turn of the loop writes leaves as
-    one message."""
+    """One connection, made at the first call and again after it was lost."""
 
     first_room = frames.WINDOW
 
     def __init__(self, path: str) -> None:
         self._path = path
         self._loop = asyncio.get_running_loop()
-        self._socket: socket.socket | None = None
+        self._flow: Flow | None = None
         self._streams: dict[int, HostStream] = {}
         self._next = 1
-        self._out: list[bytes] = []
-        self._writing = False
         self._pending = b""
         self._closing = False
 
     def open(
-        self,
-        sink: Sink,
-        *,
-        instance: str,
-        key: RevisionKey,
-        wall_s: float,
-        ask: Asking,
-        has_body: bool,
-        variables: bytes,
+        self, sink: Sink, *, instance: str, key: RevisionKey, limits: Limits, ask: Asking, has_body: bool
     ) -> HostStream:
         number = self._next
         self._next = number + 1 if number < _STREAMS_MAX else 1
         stream = self._streams[number] = HostStream(self, number, sink)
-        if self._socket is None:
+        if self._flow is None:
             self._connect()
         flags = 0 if has_body else frames.LAST
-        self.write(frames.call_frame(number, instance.encode(), max(1, int(wall_s * 1000)), variables, flags=flags))
+        wall_ms = max(1, int(limits.wall_s * 1000))
+        self.write(frames.call_frame(number, instance.encode(), wall_ms, variables(ask), flags=flags))
         return stream
 
     def close(self) -> None:
@@ -151,9 +142,8 @@ class HostLink:
 
     def write(self, data: bytes) -> None:
         """Send it at the end of this turn of the loop."""
-        if not self._out and not self._writing:
-            self._loop.call_soon(self._flush)
-        self._out.append(data)
+        if self._flow is not None:
+            self._flow.write(data)
 
     def _connect(self) -> None:
         """At once: a unix socket connects or fails without waiting."""
@@ -164,43 +154,9 @@ class HostLink:
             connection.close()
             self._loop.call_soon(self._give_up)
             return
-        self._socket = connection
-        self._loop.add_reader(connection, self._readable)
+        self._flow = Flow(connection, received=self._received, broken=self._give_up, read_bytes=_READ_BYTES)
 
-    def _flush(self) -> None:
-        if self._socket is None:
-            self._out.clear()
-            return
-        data = b"".join(self._out)
-        self._out.clear()
-        try:
-            sent = self._socket.send(data)
-        except (BlockingIOError, InterruptedError):
-            sent = 0
-        except OSError:
-            self._give_up()
-            return
-        if sent < len(data):
-            self._out.append(data[sent:])
-        if bool(self._out) is not self._writing:
-            self._writing = bool(self._out)
-            if self._writing:
-                self._loop.add_writer(self._socket, self._flush)
-            else:
-                self._loop.remove_writer(self._socket)
-
-    def _readable(self) -> None:
-        if self._socket is None:
-            return
-        try:
-            data = self._socket.recv(_READ_BYTES)
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError:
-            data = b""
-        if not data:
-            self._give_up()
-            return
+    def _received(self, data: bytes) -> None:
         try:
             touched = self._take(self._pending + data if self._pending else data)
         except (ValueError, struct.error):  # also of an outcome that is none
@@ -232,13 +188,10 @@ class HostLink:
         return touched
 
     def _give_up(self) -> None:
-        connection, self._socket = self._socket, None
-        if connection is not None:
-            self._loop.remove_reader(connection)
-            self._loop.remove_writer(connection)
-            connection.close()
-        self._pending, self._writing = b"", False
-        self._out.clear()
+        flow, self._flow = self._flow, None
+        if flow is not None:
+            flow.close()
+        self._pending = b""
         streams, self._streams = self._streams, {}
         for stream in streams.values():
             stream.lost()

@@ -4,6 +4,7 @@ from typing import Final
 
 import msgspec
 
+from corral.functions.frames import Counters
 from corral.functions.model import Demand
 from corral.functions.routing import RoutingUpdate
 
@@ -23,9 +24,13 @@ class FromFront(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         epoch, version: of the table by which it routes.
         stale: an update is missing, send a whole one.
+        counters: of components, by instance.
+        over: instances whose process used more processor time than their requests may; said once.
     """
 
     epoch: str = ""
     version: int = 0
     demands: tuple[Demand, ...] = ()
     stale: bool = False
+    counters: dict[str, Counters] = {}
+    over: tuple[str, ...] = ()

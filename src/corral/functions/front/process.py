@@ -14,6 +14,7 @@ from typing import Final
 import msgspec
 import uvloop
 
+from corral.functions.frames import Counters
 from corral.functions.front.front import Front
 from corral.functions.front.limits import FrontConfig
 from corral.functions.front.messages import LINE_MAX, FromFront, ToFront
@@ -31,7 +32,7 @@ class Process:
         self._config = config
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
-        self._told: tuple[Demand, ...] = ()
+        self._told: tuple[tuple[Demand, ...], dict[str, Counters]] = ((), {})
         self._front = Front(config, rng=random.Random(), urgent=self._hurry.set)
         self._writer: asyncio.StreamWriter
         self._decode = msgspec.json.Decoder(ToFront).decode
@@ -75,15 +76,21 @@ class Process:
                     await self._hurry.wait()
             except TimeoutError:
                 pass
+            hurried = self._hurry.is_set()
             self._hurry.clear()
-            if self._front.demands() != self._told:
+            if hurried or self._now() != self._told:
                 self._tell()
                 await asyncio.sleep(0.01)
 
+    def _now(self) -> tuple[tuple[Demand, ...], dict[str, Counters]]:
+        return self._front.demands(), self._front.counters()
+
     def _tell(self, *, stale: bool = False) -> None:
-        self._told = self._front.demands()
-        table = self._front.table
-        message = FromFront(epoch=table.epoch, version=table.version, demands=self._told, stale=stale)
+        self._told = demands, counters = self._now()
+        table, over = self._front.table, self._front.take_over()
+        message = FromFront(
+            epoch=table.epoch, version=table.version, demands=demands, stale=stale, counters=counters, over=over
+        )
         if not self._writer.is_closing():
             self._writer.write(msgspec.json.encode(message) + b"\n")
 

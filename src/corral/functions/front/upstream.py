@@ -4,7 +4,7 @@ from typing import Protocol
 
 from corral.functions.frames import Ended
 from corral.functions.front.cgi import AnswerHead, Asking
-from corral.functions.model import RevisionKey
+from corral.functions.model import Limits, RevisionKey
 
 
 class Sink(Protocol):
@@ -62,10 +62,9 @@ class Upstream(Protocol):
         *,
         instance: str,
         key: RevisionKey,
-        wall_s: float,
+        limits: Limits,
         ask: Asking,
         has_body: bool,
-        variables: bytes,
     ) -> Stream:
         """Begin. A connection that cannot be made ends in ``lost``."""
         ...
