@@ -9,7 +9,7 @@ from grpc.aio import AioRpcError
 
 from corral.kernel.errors import NotFound
 from corral.wire.errors import error_of_rpc
-from corral.wire.server import ErrorInterceptor
+from corral.wire.server import ErrorBoundary
 
 
 class Echo(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the stubs only
@@ -53,8 +53,9 @@ async def ask(channel: Any, shape: str, what: bytes) -> None:
 
 @pytest.mark.parametrize("shape", ["unary", "stream", "converse"])
 async def test_the_boundary_maps_our_errors_and_hides_foreign_ones(shape: str) -> None:
-    server = grpc.aio.server(interceptors=[ErrorInterceptor()])
-    server.add_generic_rpc_handlers((Echo(),))
+    boundary = ErrorBoundary()
+    boundary.add_generic_rpc_handlers((Echo(),))
+    server = grpc.aio.server(handlers=[boundary])
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:

@@ -13,7 +13,7 @@ from corral.fleet.model import DesiredState
 from corral.fleet.service import Attendance, Fleet, Session
 from corral.kernel.concurrency import finish
 from corral.kernel.errors import Conflict, InvalidSpec
-from corral.wire.server import Answer, Context, ErrorInterceptor, abort
+from corral.wire.server import Answer, Context, ErrorBoundary, abort
 from corral.wire.sessions import session_token
 from corral.wire.transport import ServerTls, WireLimits, is_loopback, server_credentials, server_options
 from corral.wire.v1 import fleet_pb2, fleet_pb2_grpc
@@ -107,9 +107,10 @@ async def serving(
             cure=f"give {section}.certificate and {section}.key, "
             f"or say {section}.plain = true if the network itself is safe",
         )
-    server = grpc.aio.server(interceptors=[ErrorInterceptor(answer)], options=server_options(limits))
+    boundary = ErrorBoundary(answer)
     for add in register:
-        add(server)
+        add(boundary)
+    server = grpc.aio.server(handlers=[boundary], options=server_options(limits))
     try:
         port = (
             server.add_insecure_port(address) if credentials is None else server.add_secure_port(address, credentials)
