@@ -6,14 +6,15 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, ExitStack
 
 import grpc
 import psutil
 import uvloop
 
 from bench import casd_peer
-from bench.report import Row, at_most, beside, p50
+from bench.report import Row, at_most, p50
 from corral.kernel.digest import Digest, HashFunction
 from corral.testing.processes import CorralProcess, public_directory
 from corral.wire.reapi import bytestream_pb2 as bytestream
@@ -24,12 +25,10 @@ from corral.wire.reapi.remote_execution_pb2_grpc import ActionCacheStub, Content
 _MIB = 1024**2
 _STREAM = 16 * _MIB
 _PIECE = _MIB
-_QUESTIONS, _BATCHES, _STREAMS = 300, 60, 12
+_QUESTIONS, _BATCHES, _STREAMS = 400, 80, 16
 _HITS, _IN_FLIGHT = 4000, 16
 _RSS_BOUND = 150 * _MIB
 _chance = random.Random(20)
-
-Sample = Callable[[grpc.aio.Channel, str], Awaitable[float]]
 
 
 def _wire(data: bytes) -> reapi.Digest:
@@ -44,51 +43,62 @@ def _batch(count: int, size: int) -> reapi.BatchUpdateBlobsRequest:
     return request
 
 
-async def _questions(channel: grpc.aio.Channel) -> float:
-    """FindMissingBlobs for 100 digests, half of them stored."""
-    cas = ContentAddressableStorageStub(channel)
-    stored = _batch(50, 1000)
-    await cas.BatchUpdateBlobs(stored)
-    request = reapi.FindMissingBlobsRequest(blob_digests=[each.digest for each in stored.requests])
-    request.blob_digests.extend(_wire(_chance.randbytes(20)) for _ in range(50))
+class _Calls:
+    """The calls that are measured, at one server. Each gives its seconds."""
 
-    async def one() -> None:
-        answer = await cas.FindMissingBlobs(request)
-        assert len(answer.missing_blob_digests) == 50
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._cas = ContentAddressableStorageStub(channel)
+        self._stream = ByteStreamStub(channel)
+        self._question = reapi.FindMissingBlobsRequest()
+        self._written: list[reapi.Digest] = []
 
-    return await _median(one, _QUESTIONS)
+    async def prepare(self) -> None:
+        """Half of what will be asked for is stored."""
+        stored = _batch(50, 1000)
+        await self._cas.BatchUpdateBlobs(stored)
+        self._question.blob_digests.extend(each.digest for each in stored.requests)
+        self._question.blob_digests.extend(_wire(_chance.randbytes(20)) for _ in range(50))
 
-
-async def _batches(channel: grpc.aio.Channel) -> float:
-    cas = ContentAddressableStorageStub(channel)
-    requests = iter([_batch(20, 4096) for _ in range(_BATCHES)])
-
-    async def one() -> None:
-        answer = await cas.BatchUpdateBlobs(next(requests))
-        assert not any(each.status.code for each in answer.responses)
-
-    return await _median(one, _BATCHES)
-
-
-async def _streams(channel: grpc.aio.Channel) -> tuple[float, float]:
-    """Write and read of 16 MiB."""
-    stub = ByteStreamStub(channel)
-    contents = [_chance.randbytes(_STREAM) for _ in range(_STREAMS)]
-    named = [(data, _wire(data)) for data in contents]
-    written, read = [], []
-    for number, (data, digest) in enumerate(named):
+    async def question(self) -> float:
+        """FindMissingBlobs for 100 digests."""
         begun = time.perf_counter()
-        answer = await stub.Write(_pieces(data, f"uploads/{number}/blobs/{digest.hash}/{digest.size_bytes}"))
-        written.append(time.perf_counter() - begun)
+        answer = await self._cas.FindMissingBlobs(self._question)
+        took = time.perf_counter() - begun
+        assert len(answer.missing_blob_digests) == 50
+        return took
+
+    async def batch(self) -> float:
+        """A batch of 20 × 4 KiB."""
+        request = _batch(20, 4096)
+        begun = time.perf_counter()
+        answer = await self._cas.BatchUpdateBlobs(request)
+        took = time.perf_counter() - begun
+        assert not any(each.status.code for each in answer.responses)
+        return took
+
+    async def write(self) -> float:
+        """A stream of 16 MiB."""
+        data = _chance.randbytes(_STREAM)
+        digest = _wire(data)
+        name = f"uploads/{len(self._written)}/blobs/{digest.hash}/{digest.size_bytes}"
+        begun = time.perf_counter()
+        answer = await self._stream.Write(_pieces(data, name))
+        took = time.perf_counter() - begun
         assert answer.committed_size == len(data)
-    for _data, digest in named:
+        self._written.append(digest)
+        return took
+
+    async def read(self) -> float:
+        """The same stream back."""
+        digest = self._written[-1]
+        name = f"blobs/{digest.hash}/{digest.size_bytes}"
         begun = time.perf_counter()
         received = 0
-        async for piece in stub.Read(bytestream.ReadRequest(resource_name=f"blobs/{digest.hash}/{digest.size_bytes}")):
+        async for piece in self._stream.Read(bytestream.ReadRequest(resource_name=name)):
             received += len(piece.data)
-        read.append(time.perf_counter() - begun)
+        took = time.perf_counter() - begun
         assert received == _STREAM
-    return p50(written), p50(read)
+        return took
 
 
 async def _pieces(data: bytes, name: str) -> AsyncIterator[bytestream.WriteRequest]:
@@ -132,18 +142,25 @@ def _result(digests: Sequence[reapi.Digest]) -> reapi.ActionResult:
     )
 
 
-async def _median(one: Callable[[], Awaitable[None]], count: int) -> float:
-    samples = []
-    for _ in range(count):
-        begun = time.perf_counter()
-        await one()
-        samples.append(time.perf_counter() - begun)
-    return p50(samples)
-
-
-async def _all(address: str) -> tuple[float, float, float, float]:
-    async with grpc.aio.insecure_channel(address) as channel:
-        return (await _questions(channel), await _batches(channel), *await _streams(channel))
+async def _all(*addresses: str) -> list[list[float]]:
+    """Medians of all calls, per server. The servers take turns, so that both see the same disk at the same time."""
+    async with AsyncExitStack() as stack:
+        servers = [_Calls(await stack.enter_async_context(grpc.aio.insecure_channel(address))) for address in addresses]
+        for server in servers:
+            await server.prepare()
+        medians: list[list[float]] = [[] for _ in servers]
+        for call, count in ((_Calls.question, _QUESTIONS), (_Calls.batch, _BATCHES)):
+            took: list[list[float]] = [[] for _ in servers]
+            for _ in range(count):
+                for server, own in zip(servers, took, strict=True):
+                    own.append(await call(server))
+            for median, own in zip(medians, took, strict=True):
+                median.append(p50(own))
+        streams = [[(await server.write(), await server.read()) for server in servers] for _ in range(_STREAMS)]
+        for number, median in enumerate(medians):
+            written, read = zip(*[turn[number] for turn in streams], strict=True)
+            median += [p50(written), p50(read)]
+        return medians
 
 
 async def _hits_at(address: str, *, store: bool) -> float:
@@ -154,25 +171,23 @@ async def _hits_at(address: str, *, store: bool) -> float:
 def measure() -> list[Row]:
     """The rows of the door."""
     rows: list[Row] = []
-    with public_directory() as home:
+    with public_directory() as home, ExitStack() as stack:
         settings = ("scheduler.http=127.0.0.1:0", "scheduler.grpc=127.0.0.1:0", "reapi.address=127.0.0.1:0")
         corral = CorralProcess("scheduler", home, *settings)
         corral.start()
+        stack.callback(corral.stop)
         try:
-            ours = uvloop.run(_all(corral.reapi))
-            hit_s = min(uvloop.run(_hits_at(corral.reapi, store=True)) for _ in range(2))
-            rss = max(psutil.Process(corral.process.pid).memory_info().rss, 0)
-        finally:
-            corral.stop()
-    bare_s = min(_bare_hits() for _ in range(2))
+            casd = stack.enter_context(casd_peer.running())
+            ours, theirs = uvloop.run(_all(corral.reapi, casd.address))
+        except casd_peer.NoPeer as reason:
+            print(f"no casd here: {reason}", file=sys.stderr)
+            (ours,), theirs = uvloop.run(_all(corral.reapi)), []
+        hit_s = min(uvloop.run(_hits_at(corral.reapi, store=True)) for _ in range(3))
+        rss = psutil.Process(corral.process.pid).memory_info().rss
+    bare_s = min(_bare_hits() for _ in range(3))
     rows.append(at_most(f"action cache hit, {_IN_FLIGHT} in flight", hit_s, "bare grpc.aio", bare_s, times=1 / 0.9))
     names = ("FindMissingBlobs × 100", "batch update 20 × 4 KiB", "stream write 16 MiB", "stream read 16 MiB")
-    try:
-        with casd_peer.running() as casd:
-            theirs = uvloop.run(_all(casd.address))
-            rows += [at_most(name, mine, "casd", its) for name, mine, its in zip(names, ours, theirs, strict=True)]
-    except casd_peer.NoPeer as reason:
-        rows += [beside(name, mine, f"no casd here ({reason})", mine) for name, mine in zip(names, ours, strict=True)]
+    rows += [at_most(name, mine, "casd", its) for name, mine, its in zip(names, ours, theirs, strict=False)]
     rows.append(
         Row(
             what="scheduler's memory after that",

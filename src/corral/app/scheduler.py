@@ -140,7 +140,7 @@ async def running_scheduler(config: Config) -> AsyncIterator[Addresses]:
         fleet_desk = FleetDesk(fleet)
         views = TaskViews(database, clock, book, queue.signals, waited_s=queue.waited_s, workers=fleet_desk.offers)
         functions = await open_functions(database, fleet, blobs.store, clock, config.functions, config.data)
-        actions, results = make_actions(database, queue, views, blobs.store, clock, config.actions)
+        actions, results = make_actions(database, queue, views, blobs.cache, clock, config.actions)
         log_desk = LogDesk(logs, blobs.store, views, clock)
         loops = await stack.enter_async_context(_loops())
         loops.start(logs.run(), name="logs")
@@ -206,9 +206,9 @@ async def running_scheduler(config: Config) -> AsyncIterator[Addresses]:
         )
         beside: list[ControllerRouterHandler] = [task_view_router()] if config.functions.task_view else []
         if config.http_cache.enabled:
-            caches = make_http_cache(database, blobs.store, clock, config.http_cache, config.data)
+            caches = make_http_cache(database, blobs.cache, clock, config.http_cache, config.data)
             loops.start(caches.keep_clean(), name="http-cache:clean")
-            beside.append(mounted(HttpCacheDoor(caches, blobs.store, services.identities, tenants=tenants.names())))
+            beside.append(mounted(HttpCacheDoor(caches, blobs.cache, services.identities, tenants=tenants.names())))
         await stack.enter_async_context(serving(listener, build_rest(services, beside=beside), stop_s=limits.stop_s))
         stack.callback(streams.break_off)
         stack.callback(functions.stop)
@@ -216,7 +216,7 @@ async def running_scheduler(config: Config) -> AsyncIterator[Addresses]:
             open_reapi(
                 ReapiServices(
                     identities=ReapiIdentities(tenants, clock, ledger.record_nowait),
-                    blobs=blobs.store,
+                    blobs=blobs.cache,
                     cache=actions.cache,
                     actions=actions,
                     clock=clock,

@@ -18,7 +18,11 @@ def _check_positive(tier: str, **values: float | None) -> None:
 class DiskTierConfig(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="disk"
 ):
-    """A folder of this machine. ``path`` "" means ``blobs`` in the data directory."""
+    """A folder of this machine. ``path`` "" means ``blobs`` in the data directory.
+
+    Contents of caches (Bazel's, compilers') are on the disk ``settle_s`` after they were stored, all else before the
+    answer; in between a loss of power costs a cache its latest entries, and nothing else.
+    """
 
     name: str = "disk"
     path: str = ""
@@ -27,6 +31,7 @@ class DiskTierConfig(
     tenant_bytes: int | None = None
     age_s: float | None = 30 * 86_400.0
     grace_s: float = 60.0
+    settle_s: float = 5.0
     threads: int = 4
 
     def __post_init__(self) -> None:
@@ -38,6 +43,7 @@ class DiskTierConfig(
             tenant_bytes=self.tenant_bytes,
             age_s=self.age_s,
             grace_s=self.grace_s,
+            settle_s=self.settle_s,
             threads=self.threads,
         )
         if self.age_s is not None and self.age_s <= self.grace_s:

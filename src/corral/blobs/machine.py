@@ -4,7 +4,7 @@ Pure; every adapter asks here, so that all of them refuse the same requests with
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,6 +18,8 @@ PIECE_BYTES: Final = 1024 * 1024
 
 _TENANT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _HASH: Final = re.compile(r"[0-9a-f]{64}")
+_HEX: Final = re.compile(r"[0-9a-f]*")
+_HASH_LENGTH: Final = 64
 
 
 def check_tenant(tenant: str) -> None:
@@ -37,6 +39,15 @@ def check_digest(digest: Digest) -> None:
             f"digest: {str(digest)[:120]!r} is not a digest; it needs 64 lower-case hex digits and a size of 0 or more",
             field="digest",
         )
+
+
+def check_digests(digests: Sequence[Digest]) -> None:
+    """``check_digest`` of many at once: one question may name thousands."""
+    text = "".join([digest.hash for digest in digests])
+    fine = len(text) == len(digests) * _HASH_LENGTH and _HEX.fullmatch(text) is not None
+    if not fine or not all([len(digest.hash) == _HASH_LENGTH and digest.size_bytes >= 0 for digest in digests]):
+        for digest in digests:
+            check_digest(digest)  # which says what is wrong with which
 
 
 def check_range(offset: int, length: int | None) -> None:

@@ -1,7 +1,7 @@
 """The nouns of blob storage."""
 
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import Enum, StrEnum
 
 import msgspec
 
@@ -20,6 +20,13 @@ class StoreLimits:
     total_bytes: int | None = None
     tenant_bytes: int | None = None
     age_s: float | None = None
+
+
+class WritePolicy(Enum):
+    """When content that a store says it holds survives a loss of power. It is whole and true in either case."""
+
+    THROUGH = "through"  # before the answer
+    BACK = "back"  # some seconds after it; until then it may be gone after a loss of power, and is never half there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

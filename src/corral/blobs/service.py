@@ -21,9 +21,16 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenStore:
-    """A store that is open: what to read and write, and the tiers that want cleaning."""
+    """A store that is open, and the tiers that want cleaning.
+
+    Attributes:
+        store: what to read and write.
+        cache: the same content, for what can be made again: what is written here survives a loss of power only some
+            seconds later.
+    """
 
     store: TieredBlobs
+    cache: TieredBlobs
     janitors: tuple[BlobJanitor, ...]
 
 
@@ -62,17 +69,19 @@ async def open_store(
                             ),
                             quota_bytes=quota_bytes,
                             grace_s=tier.grace_s,
+                            settle_s=tier.settle_s,
                             threads=tier.threads,
                             clock=clock,
                         )
                     )
                     janitors.append(disk)
-                    tiers.append(Tier(name=tier.name, store=disk, deadline_s=tier.deadline_s))
+                    tiers.append(
+                        Tier(name=tier.name, store=disk, deadline_s=tier.deadline_s, write_back=disk.write_back)
+                    )
                 case ObjectStoreTierConfig():
                     tiers.append(Tier(name=tier.name, store=_object_store(tier, config), deadline_s=tier.deadline_s))
-        yield OpenStore(
-            store=TieredBlobs([*tiers, *last], cool_off_s=config.cool_off_s, clock=clock), janitors=tuple(janitors)
-        )
+        store = TieredBlobs([*tiers, *last], cool_off_s=config.cool_off_s, clock=clock)
+        yield OpenStore(store=store, cache=store.write_back, janitors=tuple(janitors))
 
 
 async def keep_clean(store: BlobJanitor, clock: Clock, every_s: float, *, wake: Signal | None = None) -> None:

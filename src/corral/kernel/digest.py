@@ -25,6 +25,8 @@ class HashFunction(StrEnum):
     BLAKE3 = "b3"
     SHA256 = "sha256"
 
+    __hash__ = str.__hash__  # Enum's own runs in Python, for every digest in every set
+
 
 class Hasher(Protocol):
     """The part of hashlib's interface that we use."""

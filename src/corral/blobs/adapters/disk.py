@@ -1,7 +1,8 @@
 """Blobs as files of one folder that several processes of a machine share.
 
 A blob is written to a half-written file, verified while it is written, synced, renamed into place, and the folder
-synced. Its modification time is its last use. See disk_layout for the folder, disk_files for locking.
+synced. Its modification time is its last use. What is written through ``write_back`` is synced later, all together.
+See disk_layout for the folder, disk_files for locking, disk_settling for what is written back.
 """
 
 import asyncio
@@ -16,21 +17,24 @@ from typing import Final, ParamSpec, Self, TypeVar
 import structlog
 
 from corral.blobs.adapters.disk_files import DiskFiles
-from corral.blobs.adapters.disk_group import GroupCommit, SmallWrite
+from corral.blobs.adapters.disk_group import Gathering, SmallWrite, write_together
 from corral.blobs.adapters.disk_layout import disk_errors
+from corral.blobs.adapters.disk_settling import Settling
 from corral.blobs.adapters.disk_transfer import Corrupt, Download, Upload
 from corral.blobs.content import collect
 from corral.blobs.machine import (
     PIECE_BYTES,
     check_blob_size,
     check_digest,
+    check_digests,
     check_range,
     check_tenant,
     content_too_long,
     is_whole,
     range_end,
 )
-from corral.blobs.model import CleanReport, StoreLimits, StoreUsage
+from corral.blobs.model import CleanReport, StoreLimits, StoreUsage, WritePolicy
+from corral.blobs.ports import BlobStore
 from corral.blobs.turns import Turns
 from corral.kernel.clock import Clock, SystemClock
 from corral.kernel.concurrency import finish
@@ -59,6 +63,7 @@ class DiskBlobs:
         limits: StoreLimits | None = None,
         quota_bytes: Callable[[str], int | None] | None = None,
         grace_s: float = 60.0,
+        settle_s: float = 5.0,
         threads: int = 4,
         clock: Clock | None = None,
     ) -> None:
@@ -66,6 +71,7 @@ class DiskBlobs:
         Args:
             quota_bytes: a tenant's own quota; None (or without it) means ``limits.tenant_bytes``.
             grace_s: a blob used within the last so many seconds is never evicted.
+            settle_s: what is written back is on the disk after so long.
             threads: how many disk operations run at once.
         """
         self._limits = limits or StoreLimits()
@@ -73,7 +79,9 @@ class DiskBlobs:
         self._clock = clock or SystemClock()
         self._files = DiskFiles(root, grace_s=grace_s)
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="blobs-disk")
-        self._small_writes = GroupCommit(self._threads)
+        self._uses = Gathering(self._threads, self._use_together)
+        self._small_writes = Gathering(self._threads, write_together)
+        self._settling = Settling(self._files.layout, self._threads, every_s=settle_s)
         self._turns: Turns[tuple[str, Digest]] = Turns()
         self._reading: Counter[str] = Counter()
 
@@ -90,16 +98,25 @@ class DiskBlobs:
     ) -> None:
         await finish(self._close(), within_s=_CLEANUP_WITHIN_S)
 
+    @property
+    def write_back(self) -> BlobStore:
+        """The same blobs, for content that can be made again: what is written through this is durable some seconds
+        later. A blob that ``DiskBlobs`` itself says it holds is durable, however it was written."""
+        return _WriteBack(self)
+
     async def find_missing(self, tenant: str, digests: Iterable[Digest]) -> frozenset[Digest]:
+        return await self.missing_of(tenant, digests, WritePolicy.THROUGH)
+
+    async def missing_of(self, tenant: str, digests: Iterable[Digest], policy: WritePolicy) -> frozenset[Digest]:
+        """See ``find_missing``; ``policy`` says what is asked of those that are there."""
         check_tenant(tenant)
         asked = list(digests)
-        for digest in asked:
-            check_digest(digest)
+        check_digests(asked)
         missing: set[Digest] = set()
         with disk_errors("looking for blobs"):
             for start in range(0, len(asked), _FIND_BATCH):
                 batch = asked[start : start + _FIND_BATCH]
-                missing |= await self._in_thread(self._missing_of, tenant, batch, self._clock.now_s())
+                missing |= await self._in_thread(self._missing_of, tenant, batch, policy)
         return frozenset(missing)
 
     async def read(
@@ -145,21 +162,28 @@ class DiskBlobs:
                 await finish(self._in_thread(download.close), within_s=_CLEANUP_WITHIN_S)
 
     async def write(self, tenant: str, digest: Digest, content: AsyncIterable[bytes]) -> None:
+        await self.put(tenant, digest, content, WritePolicy.THROUGH)
+
+    async def put(self, tenant: str, digest: Digest, content: AsyncIterable[bytes], policy: WritePolicy) -> None:
+        """See ``write``."""
         check_tenant(tenant)
         check_digest(digest)
         check_blob_size(digest, self._limits)
         async with self._turns.hold((tenant, digest)):
             with disk_errors("looking for a blob"):
-                if await self._in_thread(self._files.use, tenant, digest, self._clock.now_s()):
+                if await self._uses.ask((tenant, digest, policy)):
                     return
-            upload = self._files.new_upload(tenant, digest)
+            upload = self._files.new_upload(tenant, digest, policy)
             quota_bytes = self._quota_of(tenant)
             if digest.size_bytes <= SMALL_BYTES:
                 data = await collect(content, digest)
                 with disk_errors(f"writing blob {digest}"):
-                    await self._small_writes.write(SmallWrite(upload, data, quota_bytes, self._clock.now_s()))
+                    await self._small_writes.ask(SmallWrite(upload, data, quota_bytes, self._clock.now_s()))
             else:
                 await self._write_stream(upload, digest, content, quota_bytes)
+        if policy is WritePolicy.BACK:
+            self._settling.add([self._files.layout.blob(tenant, digest)])
+            self._settling.expect()
 
     async def delete(self, tenant: str, digests: Collection[Digest]) -> None:
         check_tenant(tenant)
@@ -176,6 +200,7 @@ class DiskBlobs:
                 return await self._in_thread(self._clean, now_s, stop)
         finally:
             stop.set()
+            self._settling.expect()
 
     async def usage(self, tenant: str | None = None) -> StoreUsage:
         if tenant is not None:
@@ -213,19 +238,54 @@ class DiskBlobs:
         self._files.touch(path, used_s=used_s, now_s=now_s)
         return piece
 
-    def _missing_of(self, tenant: str, digests: list[Digest], now_s: float) -> set[Digest]:
-        return {digest for digest in digests if not self._files.use(tenant, digest, now_s)}
+    def _missing_of(self, tenant: str, digests: list[Digest], policy: WritePolicy) -> set[Digest]:
+        now_s = self._clock.now_s()
+        return {digest for digest in digests if not self._files.use(tenant, digest, now_s, policy)}
+
+    def _use_together(self, asked: list[tuple[str, Digest, WritePolicy]]) -> list[bool | Exception]:
+        now_s = self._clock.now_s()
+        answers: list[bool | Exception] = []
+        for tenant, digest, policy in asked:
+            try:
+                answers.append(self._files.use(tenant, digest, now_s, policy))
+            except OSError as error:
+                answers.append(error)
+        return answers
 
     def _clean(self, now_s: float, stop: threading.Event) -> CleanReport:
-        return self._files.clean(self._limits, now_s=now_s, is_pinned=self._reading.__contains__, stop=stop)
+        report = self._files.clean(self._limits, now_s=now_s, is_pinned=self._reading.__contains__, stop=stop)
+        self._settling.add(self._files.unsettled)  # those of processes that died, too
+        return report
 
     def _quota_of(self, tenant: str) -> int | None:
         own = self._quota_bytes(tenant)
         return self._limits.tenant_bytes if own is None else own
 
     async def _close(self) -> None:
+        self._settling.close()
         await self._in_thread(self._files.close)
         await asyncio.to_thread(self._threads.shutdown)
 
     async def _in_thread(self, step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: step(*args, **kwargs))
+
+
+class _WriteBack:
+    """See ``DiskBlobs.write_back``."""
+
+    def __init__(self, disk: DiskBlobs) -> None:
+        self._disk = disk
+
+    async def find_missing(self, tenant: str, digests: Iterable[Digest]) -> frozenset[Digest]:
+        return await self._disk.missing_of(tenant, digests, WritePolicy.BACK)
+
+    def read(
+        self, tenant: str, digest: Digest, *, offset: int = 0, length: int | None = None
+    ) -> AsyncGenerator[bytes, None]:
+        return self._disk.read(tenant, digest, offset=offset, length=length)
+
+    async def write(self, tenant: str, digest: Digest, content: AsyncIterable[bytes]) -> None:
+        await self._disk.put(tenant, digest, content, WritePolicy.BACK)
+
+    async def delete(self, tenant: str, digests: Collection[Digest]) -> None:
+        await self._disk.delete(tenant, digests)

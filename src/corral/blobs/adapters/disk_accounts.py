@@ -24,11 +24,11 @@ class Accounts:
     def __init__(self, layout: DiskLayout) -> None:
         self._layout = layout
 
-    def add(self, tenant: str, size_bytes: int, *, quota_bytes: int | None) -> None:
-        """Reserve room for one blob. Raises QuotaExceeded when it does not fit."""
-        with self._locked(tenant) as (descriptor, blobs, held_bytes):
+    def add(self, tenant: str, size_bytes: int, *, blobs: int = 1, quota_bytes: int | None) -> None:
+        """Reserve room for some blobs. Raises QuotaExceeded when they do not fit together."""
+        with self._locked(tenant) as (descriptor, had_blobs, held_bytes):
             check_quota(tenant, held_bytes=held_bytes, more_bytes=size_bytes, quota_bytes=quota_bytes)
-            _store(descriptor, blobs + 1, held_bytes + size_bytes)
+            _store(descriptor, had_blobs + blobs, held_bytes + size_bytes)
 
     def subtract(self, tenant: str, *, blobs: int, size_bytes: int) -> None:
         """Give room back."""

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Final
 
 from corral.blobs.adapters.disk_accounts import Accounts, reservation_of
-from corral.blobs.adapters.disk_layout import DiskLayout
+from corral.blobs.adapters.disk_layout import DiskLayout, is_settled
+from corral.blobs.adapters.disk_settling import remember_boot, settle_now
 from corral.blobs.adapters.disk_transfer import Upload
 from corral.blobs.machine import Resident, plan_eviction
-from corral.blobs.model import CleanReport, StoreLimits, StoreUsage
+from corral.blobs.model import CleanReport, StoreLimits, StoreUsage, WritePolicy
 from corral.kernel.digest import Digest
 
 _EVICTED_PER_LOCK: Final = 64
@@ -29,7 +30,10 @@ _OWN_LOCK: Final = "lock"
 
 
 class DiskFiles:
-    """One process's hold on a store's folder; several may hold it at once."""
+    """One process's hold on a store's folder; several may hold it at once.
+
+    ``unsettled`` are the blobs that the latest cleaning found to be written back and not on the disk yet.
+    """
 
     def __init__(self, root: Path, *, grace_s: float) -> None:
         self.layout = DiskLayout(root)
@@ -39,13 +43,15 @@ class DiskFiles:
         self._numbers = count()
         self._incoming = ""
         self._own_lock = -1
+        self.unsettled: list[str] = []
 
     def open(self) -> int:
-        """Make the folders, forget half-written files of the dead, take an incoming folder; returns how many were
-        forgotten."""
+        """Make the folders, forget half-written files of the dead and what a restart of the machine may have spoiled,
+        take an incoming folder; returns how many were forgotten."""
         self.layout.create()
         with self._locked(fcntl.LOCK_EX):
             forgotten = sum(map(self._forget_dead, list(self.layout.incoming.iterdir())))
+            forgotten += sum(map(self._forget_lost, remember_boot(self.layout)))
             self._incoming = tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=self.layout.incoming)
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
             self._own_lock = os.open(f"{self._incoming}/{_OWN_LOCK}", flags, 0o600)
@@ -59,7 +65,7 @@ class DiskFiles:
             os.close(self._own_lock)
             self._own_lock = -1
 
-    def new_upload(self, tenant: str, digest: Digest) -> Upload:
+    def new_upload(self, tenant: str, digest: Digest, policy: WritePolicy = WritePolicy.THROUGH) -> Upload:
         """A transfer that has not begun."""
         return Upload(
             self.layout,
@@ -68,10 +74,14 @@ class DiskFiles:
             number=next(self._numbers),
             tenant=tenant,
             digest=digest,
+            policy=policy,
         )
 
-    def use(self, tenant: str, digest: Digest, now_s: float) -> bool:
-        """Mark a blob as used; False when there is none. One of the wrong size is removed: it was truncated."""
+    def use(self, tenant: str, digest: Digest, now_s: float, policy: WritePolicy = WritePolicy.THROUGH) -> bool:
+        """Mark a blob as used; False when there is none. One of the wrong size is removed: it was truncated.
+
+        With ``THROUGH``, one that was written back is made durable first.
+        """
         path = self.layout.blob(tenant, digest)
         try:
             status = os.stat(path, follow_symlinks=False)
@@ -80,6 +90,8 @@ class DiskFiles:
         if status.st_size != digest.size_bytes:
             self.remove(tenant, digest)
             return False
+        if policy is WritePolicy.THROUGH and not is_settled(status):
+            settle_now(path)
         return self.touch(path, used_s=status.st_mtime, now_s=now_s)
 
     def touch(self, path: str, *, used_s: float, now_s: float) -> bool:
@@ -147,10 +159,13 @@ class DiskFiles:
 
     def _survey(self, stop: threading.Event) -> tuple[int, float]:
         held_bytes, oldest_s = 0, float("inf")
+        self.unsettled = []
         for tenant in self.layout.tenants():
-            for _path, status in self.layout.scan(tenant):
+            for path, status in self.layout.scan(tenant):
                 held_bytes += status.st_size
                 oldest_s = min(oldest_s, status.st_mtime)
+                if not is_settled(status):
+                    self.unsettled.append(path)
                 if stop.is_set():
                     return 0, float("inf")
         return held_bytes, oldest_s
@@ -161,8 +176,10 @@ class DiskFiles:
                 return False  # used since we looked
         except FileNotFoundError:
             return False
-        tenant = os.path.basename(os.path.dirname(os.path.dirname(resident.place)))
-        return self._unlink(tenant, resident.place, resident.size_bytes)
+        return self._unlink(_tenant_of(resident.place), resident.place, resident.size_bytes)
+
+    def _forget_lost(self, path: str) -> bool:
+        return self._unlink(_tenant_of(path), path, int(path.rpartition("-")[2]))
 
     def _unlink(self, tenant: str, path: str, size_bytes: int) -> bool:
         try:
@@ -199,3 +216,7 @@ class DiskFiles:
         with contextlib.closing(os.fdopen(descriptor, "rb+", 0)):
             fcntl.flock(descriptor, kind)
             yield
+
+
+def _tenant_of(path: str) -> str:
+    return os.path.basename(os.path.dirname(os.path.dirname(path)))

@@ -4,7 +4,8 @@
 
     <root>/format                       the layout's version
     <root>/lock                         taken shared to mark a use, exclusive to evict (see disk_files)
-    <root>/blobs/<tenant>/<hh>/<hash function>-<hex>-<size>      modification time = last use
+    <root>/boot                         the start of the machine since which this store was opened (see disk_settling)
+    <root>/blobs/<tenant>/<hh>/<hash function>-<hex>-<size>      modification time = last use; mode: see disk_settling
     <root>/accounts/<tenant>            blobs and bytes held, for quotas
     <root>/incoming/<instance>/         half-written files of one open store; its `lock` is held while that store lives
 """
@@ -16,10 +17,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from corral.blobs.model import WritePolicy
 from corral.kernel.digest import Digest
 from corral.kernel.errors import QuotaExceeded, StoreUnavailable, UnsupportedVersion
 
 FORMAT: Final = "1"
+WRITTEN: Final = 0o700
+SYNCED: Final = 0o500
+SETTLED: Final = 0o600
+"""Modes of a blob's file, which say how far it is: see disk_settling."""
+MODES: Final = {WritePolicy.THROUGH: SETTLED, WritePolicy.BACK: WRITTEN}
+_UNSETTLED_BIT: Final = 0o100
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
@@ -32,7 +40,10 @@ class DiskLayout:
         self.blobs = root / "blobs"
         self.accounts = root / "accounts"
         self.incoming = root / "incoming"
+        self.boot = root / "boot"
         self._blobs_text = str(self.blobs)
+        self._there: set[str] = set()
+        self._durable: set[str] = set()
 
     def create(self) -> None:
         """Make the folders. Raises UnsupportedVersion when another layout lies here."""
@@ -56,6 +67,18 @@ class DiskLayout:
         name = f"{digest.function}-{digest.hash}-{digest.size_bytes}"
         return f"{self._blobs_text}/{tenant}/{digest.hash[:2]}/{name}"
 
+    def shard(self, tenant: str, digest: Digest, policy: WritePolicy) -> str:
+        """The folder of a blob, which is there now; with ``THROUGH`` it also survives a loss of power."""
+        shard = f"{self._blobs_text}/{tenant}/{digest.hash[:2]}"
+        if shard not in self._there:
+            os.makedirs(shard, 0o700, exist_ok=True)
+            self._there.add(shard)
+        if policy is WritePolicy.THROUGH and shard not in self._durable:
+            sync_directory(f"{self._blobs_text}/{tenant}")
+            sync_directory(self._blobs_text)
+            self._durable.add(shard)
+        return shard
+
     def tenants(self) -> list[str]:
         """Every tenant that ever stored something."""
         return sorted(os.listdir(self.blobs))
@@ -68,6 +91,11 @@ class DiskLayout:
                     yield blob.path, blob.stat(follow_symlinks=False)
                 except FileNotFoundError:
                     continue
+
+
+def is_settled(status: os.stat_result) -> bool:
+    """Whether a blob survives a loss of power, as its file says."""
+    return not status.st_mode & _UNSETTLED_BIT
 
 
 def sync_directory(path: str) -> None:

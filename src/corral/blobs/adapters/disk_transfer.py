@@ -6,10 +6,12 @@ step that runs, and a step that starts after closing finds it closed and does no
 
 import os
 import threading
+from collections.abc import Sequence
 
 from corral.blobs.adapters.disk_accounts import Accounts, incoming_name
-from corral.blobs.adapters.disk_layout import DiskLayout, sync_directory
+from corral.blobs.adapters.disk_layout import MODES, DiskLayout, sync_directory
 from corral.blobs.machine import PIECE_BYTES, content_differs, content_too_long
+from corral.blobs.model import WritePolicy
 from corral.kernel.digest import Digest, Digester, new_hasher
 from corral.kernel.errors import NotFound, StoreUnavailable
 
@@ -18,11 +20,20 @@ class Upload:
     """A blob that is being written: reserved, then a half-written file, then (commit) a blob, or (discard) nothing."""
 
     def __init__(
-        self, layout: DiskLayout, accounts: Accounts, *, incoming: str, number: int, tenant: str, digest: Digest
+        self,
+        layout: DiskLayout,
+        accounts: Accounts,
+        *,
+        incoming: str,
+        number: int,
+        tenant: str,
+        digest: Digest,
+        policy: WritePolicy,
     ) -> None:
+        self.tenant = tenant
+        self.policy = policy
         self._layout = layout
         self._accounts = accounts
-        self._tenant = tenant
         self._digest = digest
         self._digester = Digester(digest.function)
         self._temporary = f"{incoming}/{incoming_name(tenant, digest.size_bytes, number)}"
@@ -33,12 +44,25 @@ class Upload:
 
     def begin(self, quota_bytes: int | None) -> None:
         """Reserve room and open the half-written file. Raises QuotaExceeded, OSError."""
+        self.reserve(quota_bytes)
+        with self._lock:
+            self._open()
+
+    def reserve(self, quota_bytes: int | None) -> None:
+        """Reserve room. Raises QuotaExceeded, OSError."""
         with self._lock:
             self._check_open()
-            self._accounts.add(self._tenant, self._digest.size_bytes, quota_bytes=quota_bytes)
+            self._accounts.add(self.tenant, self._digest.size_bytes, quota_bytes=quota_bytes)
             self._reserved = True
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            self._descriptor = os.open(self._temporary, flags, 0o600)
+
+    @staticmethod
+    def reserve_together(uploads: "Sequence[Upload]", quota_bytes: int | None) -> None:
+        """Reserve room for some of one tenant, which no step of anybody closes meanwhile. Raises as ``reserve``."""
+        total_bytes = sum(each._digest.size_bytes for each in uploads)
+        accounts, tenant = uploads[0]._accounts, uploads[0].tenant
+        accounts.add(tenant, total_bytes, blobs=len(uploads), quota_bytes=quota_bytes)
+        for each in uploads:
+            each._reserved = True
 
     def append(self, pieces: list[bytes]) -> None:
         """Hash and write the next pieces. Raises InvalidSpec as soon as there is too much."""
@@ -48,32 +72,49 @@ class Upload:
                 raise content_too_long(self._digest)
             for piece in pieces:
                 self._digester.update(piece)
-                view = memoryview(piece)
-                while view:
-                    view = view[os.write(self._descriptor, view) :]
+                self._write(piece)
+
+    def fill(self, data: bytes, now_s: float) -> None:
+        """Open the half-written file and write all of the content, which is verified. Raises OSError."""
+        with self._lock:
+            self._open()
+            self._write(data)
+            os.utime(self._descriptor, (now_s, now_s))
 
     def commit(self, now_s: float) -> None:
-        """Verify, make durable, make visible. Raises InvalidSpec when the content is not what was announced."""
-        self.sync(now_s)
-        sync_directory(self.publish())
+        """Verify, make durable (unless it is written back), make visible.
 
-    def sync(self, now_s: float) -> None:
-        """Verify, and make the half-written file durable. Raises InvalidSpec, OSError."""
+        Raises InvalidSpec when the content is not what was announced; OSError.
+        """
+        self.verify(now_s)
+        if self.policy is WritePolicy.THROUGH:
+            self.sync()
+            sync_directory(self.publish())
+        else:
+            self.publish()
+
+    def verify(self, now_s: float) -> None:
+        """Raises InvalidSpec unless what was appended is what was announced."""
         with self._lock:
             self._check_open()
             if (found := self._digester.digest()) != self._digest:
                 raise content_differs(self._digest, found=found)
             os.utime(self._descriptor, (now_s, now_s))
+
+    def sync(self) -> None:
+        """Make the half-written file durable. Raises OSError."""
+        with self._lock:
+            self._check_open()
             os.fsync(self._descriptor)
 
     def publish(self) -> str:
-        """Make a synced upload visible; returns the folder that the caller must sync now."""
+        """Make a verified upload visible; gives the folder that must be synced now unless it is written back."""
         with self._lock:
             self._check_open()
-            final = self._layout.blob(self._tenant, self._digest)
-            shard = self._durable_shard(final)
+            shard = self._layout.shard(self.tenant, self._digest, self.policy)
+            final = self._layout.blob(self.tenant, self._digest)
             if not os.path.lexists(final):  # else another process was faster: closing gives the room back
-                os.rename(self._temporary, final)
+                self._rename(final, shard)
                 self._reserved = False
             self._close()
             return shard
@@ -82,6 +123,23 @@ class Upload:
         """Remove what is not committed; idempotent."""
         with self._lock:
             self._close()
+
+    def _open(self) -> None:
+        self._check_open()
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        self._descriptor = os.open(self._temporary, flags, MODES[self.policy])
+
+    def _write(self, piece: bytes) -> None:
+        view = memoryview(piece)
+        while view:
+            view = view[os.write(self._descriptor, view) :]
+
+    def _rename(self, final: str, shard: str) -> None:
+        try:
+            os.rename(self._temporary, final)
+        except FileNotFoundError:  # somebody removed a folder that had become empty
+            os.makedirs(shard, 0o700, exist_ok=True)
+            os.rename(self._temporary, final)
 
     def _close(self) -> None:
         self.closed = True
@@ -95,21 +153,11 @@ class Upload:
             except FileNotFoundError:
                 pass  # opening it had failed
             finally:
-                self._accounts.subtract(self._tenant, blobs=1, size_bytes=self._digest.size_bytes)
+                self._accounts.subtract(self.tenant, blobs=1, size_bytes=self._digest.size_bytes)
 
     def _check_open(self) -> None:
         if self.closed:
             raise StoreUnavailable("this upload was given up")
-
-    def _durable_shard(self, final: str) -> str:
-        shard = os.path.dirname(final)
-        for folder in (os.path.dirname(shard), shard):
-            try:
-                os.mkdir(folder, 0o700)
-            except FileExistsError:
-                continue
-            sync_directory(os.path.dirname(folder))
-        return shard
 
 
 class Corrupt(Exception):

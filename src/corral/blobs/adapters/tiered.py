@@ -6,9 +6,10 @@ is in :meth:`TieredBlobs.health` and, once per change, in the log. It is fatal o
 """
 
 import asyncio
+import copy
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Collection, Iterable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
 import structlog
@@ -39,11 +40,12 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tier:
-    """A store and how long one step of it (a question, a piece) may take."""
+    """A store and how long one step of it (a question, a piece) may take; ``write_back`` when it can do that."""
 
     name: str
     store: BlobStore
     deadline_s: float
+    write_back: BlobStore | None = None
 
 
 @dataclass(slots=True)
@@ -72,6 +74,14 @@ class TieredBlobs:
         self._states = {tier.name: _State(since_s=self._clock.now_s()) for tier in tiers}
         self._turns: Turns[tuple[str, Digest]] = Turns()
         self._fills: Turns[tuple[str, Digest]] = Turns()
+
+    @property
+    def write_back(self) -> "TieredBlobs":
+        """The same tiers for content that can be made again: where a tier can, it makes it durable some seconds after
+        the write. Health and turns are shared."""
+        twin = copy.copy(self)
+        twin._tiers = tuple(replace(tier, store=tier.write_back or tier.store) for tier in self._tiers)
+        return twin
 
     def health(self) -> tuple[TierHealth, ...]:
         """The state of every tier, in order."""
@@ -125,6 +135,9 @@ class TieredBlobs:
     async def write(self, tenant: str, digest: Digest, content: AsyncIterable[bytes]) -> None:
         check_tenant(tenant)
         check_digest(digest)
+        if len(self._tiers) == 1:  # it finds out by itself whether it needs the content
+            await self._sink(self._tiers[0], tenant, digest)(content)
+            return
         async with self._turns.hold((tenant, digest)):
             holding, lacking = await self._who_holds(tenant, digest)
             if not holding:

@@ -38,7 +38,8 @@ class CasServicer(reapi_grpc.ContentAddressableStorageServicer):
         self._check_count(len(request.blob_digests), "blob_digests")
         messages = list(request.blob_digests)  # once: each look at one makes a new object of it
         asked = digests_of(messages, function, "blob_digests")
-        missing = await self._blobs.find_missing(tenant, [digest for digest in asked if not is_empty(digest)])
+        stored = [digest for digest in asked if digest.size_bytes or not is_empty(digest)]
+        missing = await self._blobs.find_missing(tenant, stored)
         told = {digest: message for digest, message in zip(asked, messages, strict=True) if digest in missing}
         return reapi.FindMissingBlobsResponse(missing_blob_digests=told.values())
 

@@ -2,6 +2,7 @@
 
 import ipaddress
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Final, cast
 from urllib.parse import unquote
 
@@ -22,6 +23,7 @@ EXECUTE: Final = "actions:execute"
 _METADATA_KEY: Final = "build.bazel.remote.execution.v2.requestmetadata-bin"
 _COMMON_NAME: Final = "x509_common_name"
 _ID_MAX: Final = 64
+_PEERS_KEPT: Final = 1000  # a connection asks for as long as it lives
 
 
 class Entrance:
@@ -91,6 +93,7 @@ def _metadata(context: Context) -> Iterable[tuple[str, str | bytes]]:
     return cast(Iterable[tuple[str, str | bytes]], context.invocation_metadata() or ())
 
 
+@lru_cache(maxsize=_PEERS_KEPT)
 def _is_loopback(peer: str) -> bool:
     """Whether gRPC's name of the other end (``ipv4:127.0.0.1:40000``) is on this machine."""
     family, _, rest = unquote(peer).partition(":")

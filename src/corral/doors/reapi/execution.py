@@ -31,7 +31,6 @@ _STAGES: Final = {
     Stage.EXECUTING: reapi.ExecutionStage.EXECUTING,
     Stage.COMPLETED: reapi.ExecutionStage.COMPLETED,
 }
-_NOTHING_WANTED: Final = Wanted(stdout=False, stderr=False, files=frozenset())
 _INFIX: Final = "/operations/"
 
 
@@ -60,11 +59,11 @@ class ExecutionServicer(reapi_grpc.ExecutionServicer):
     ) -> AsyncIterator[operations.Operation]:
         tenant, execution = split_name(request.name)
         tenant = self._entrance.tenant(context, tenant, EXECUTE)
-        async for operation in self._told(tenant, self._actions.wait(tenant, execution), _NOTHING_WANTED):
+        async for operation in self._told(tenant, self._actions.wait(tenant, execution), None):
             yield operation
 
     async def _told(
-        self, tenant: str, updates: AsyncGenerator[ExecutionUpdate, None], wanted: Wanted
+        self, tenant: str, updates: AsyncGenerator[ExecutionUpdate, None], wanted: Wanted | None
     ) -> AsyncGenerator[operations.Operation, None]:
         async with aclosing(updates):
             async for update in updates:
@@ -83,7 +82,7 @@ class OperationsServicer(operations_grpc.OperationsServicer):
         tenant, execution = split_name(request.name)
         tenant = self._entrance.tenant(context, tenant, READ_RESULTS)
         async with aclosing(self._actions.wait(tenant, execution)) as updates:
-            return await operation_of(tenant, await anext(updates), self._inliner, _NOTHING_WANTED)
+            return await operation_of(tenant, await anext(updates), self._inliner, None)
 
     async def CancelOperation(self, request: operations.CancelOperationRequest, context: Context) -> Empty:
         tenant, execution = split_name(request.name)
@@ -99,7 +98,9 @@ def split_name(name: str) -> tuple[str, str]:
     return tenant, execution
 
 
-async def operation_of(tenant: str, update: ExecutionUpdate, inliner: Inliner, wanted: Wanted) -> operations.Operation:
+async def operation_of(
+    tenant: str, update: ExecutionUpdate, inliner: Inliner, wanted: Wanted | None
+) -> operations.Operation:
     """An update as the protocol writes it."""
     operation = operations.Operation(name=f"{tenant}{_INFIX}{update.execution}")
     metadata = reapi.ExecuteOperationMetadata(
@@ -115,7 +116,9 @@ async def operation_of(tenant: str, update: ExecutionUpdate, inliner: Inliner, w
             cached_result=update.outcome.cached, message=update.outcome.message, status=_status(update.outcome)
         )
         if update.outcome.result is not None:
-            encoded = await inliner.fill(tenant, update.outcome.result, wanted, update.action.function)
+            encoded = update.outcome.result
+            if wanted is not None:
+                encoded = await inliner.fill(tenant, encoded, wanted, update.action.function)
             answer.result.MergeFromString(encoded)
         operation.response.CopyFrom(_packed(answer))
     return operation

@@ -1,7 +1,7 @@
 """Puts small outputs into a result for clients that ask for them, so that they need not fetch them."""
 
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Protocol
 
 from google.protobuf.internal.containers import RepeatedScalarFieldContainer
 
@@ -32,9 +32,12 @@ class Wanted:
     files: frozenset[str]
 
     @classmethod
-    def of(cls, request: _Asking) -> Self:
-        """What a request asks for."""
-        return cls(request.inline_stdout, request.inline_stderr, frozenset(request.inline_output_files))
+    def of(cls, request: _Asking) -> "Wanted | None":
+        """What a request asks for; None for nothing, as most do."""
+        files = request.inline_output_files
+        if not (request.inline_stdout or request.inline_stderr or files):
+            return None
+        return cls(request.inline_stdout, request.inline_stderr, frozenset(files))
 
 
 class Inliner:
@@ -46,8 +49,6 @@ class Inliner:
 
     async def fill(self, tenant: str, encoded: bytes, wanted: Wanted, function: HashFunction) -> bytes:
         """The encoded result, with what was asked for as far as it fits and is stored."""
-        if not (wanted.stdout or wanted.stderr or wanted.files):
-            return encoded
         result = reapi.ActionResult.FromString(encoded)
         left = self._bytes_max
         changed = False

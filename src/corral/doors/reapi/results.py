@@ -29,7 +29,9 @@ class ActionCacheServicer:
         found = await self._cache.get(tenant, action)
         if found is None:
             raise NotFound(f"no result of action {action.hash}/{action.size_bytes}", digest=str(action))
-        return await self._inliner.fill(tenant, found.encoded, Wanted.of(request), action.function)
+        if (wanted := Wanted.of(request)) is None:
+            return found.encoded
+        return await self._inliner.fill(tenant, found.encoded, wanted, action.function)
 
     async def UpdateActionResult(self, request: reapi.UpdateActionResultRequest, context: Context) -> bytes:
         tenant = self._entrance.tenant(context, request.instance_name, WRITE_RESULTS)
