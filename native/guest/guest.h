@@ -31,7 +31,7 @@ struct options { /* of the kernel's command line: corral.link=vsock:PORT, corral
 };
 
 struct box_group { /* descriptors of the control group that bounds the sandbox */
-    int procs, memory_events, pids_events;
+    int procs, memory_events, pids_events, memory_max, pids_max;
 };
 
 /* guest.c */
@@ -47,13 +47,17 @@ void enter_root(void); /* as process 1 of a PID namespace */
 /* stream.c */
 int open_stream(const struct options *);
 /* steward.c */
+void hand_over(int agent, int stream);
+int take_stream(int steward); /* the other end of it: waits for one */
 void serve_agent(const struct options *, int agent); /* until the agent ends */
+void make_ids(void);
 bool renew_ids(void);
 void bind_ids(const char *root);
 /* wake.c */
 void set_clock(uint64_t unix_ns);
 void stir(const uint8_t *entropy, unsigned bytes);
 void come_alive(const struct go *);
-struct box_group make_group(const struct go *);
+struct box_group make_group(void);
+void bound_group(const struct box_group *, const struct go *);
 
 #endif

@@ -1,5 +1,5 @@
 /* What the guest mounts: for itself, and for the sandbox. The sandbox sees the root image, read-only, and in it a
- * /dev of six nodes, its own /proc, and folders on tmpfs that the agent mounts and bounds. */
+ * /dev of six nodes, its own /proc, and folders on tmpfs that the agent bounds. */
 #include <errno.h>
 #include <fcntl.h>
 #include <net/if.h>
@@ -93,6 +93,9 @@ void mount_root(const struct options *o) {
         nap_ms(1);
     }
     fill_dev();
+    mount_at("tmpfs", ROOT "/tmp", MS_NOSUID | MS_NODEV, "mode=1777"); /* the agent bounds these three */
+    mount_at("tmpfs", ROOT "/work", MS_NOSUID | MS_NODEV, "mode=1777");
+    mount_at("tmpfs", ROOT "/dev/shm", MS_NOSUID | MS_NODEV, "mode=1777");
     raise_loopback();
 }
 

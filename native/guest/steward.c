@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mount.h>
+#include <sys/random.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -22,32 +23,45 @@
 #define BOOT_ID IDS "/boot"
 #define MACHINE_ID IDS "/machine"
 
-/* Into the same file, for it is bound over what programs read. */
-static bool write_id(const char *path, const char *text) {
-    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0444);
-    bool done = fd >= 0 && dprintf(fd, "%s\n", text) > 0;
-    if (fd >= 0)
-        close(fd);
-    return done;
+static int id_files[2]; /* open from the beginning: a copy that has just been woken opens nothing for the first time */
+
+void make_ids(void) {
+    mkdir(IDS, 0755);
+    id_files[0] = open(BOOT_ID, O_WRONLY | O_CREAT | O_CLOEXEC, 0444);
+    id_files[1] = open(MACHINE_ID, O_WRONLY | O_CREAT | O_CLOEXEC, 0444);
+    if (id_files[0] < 0 || id_files[1] < 0 || !renew_ids())
+        die("cannot make", "the ids of this machine");
 }
 
-/* The kernel keeps the boot id that it once made; a copy of this machine must not have the same. */
+/* Random, in the form of version 4 of RFC 9562; a machine id is one without its dashes (machine-id(5)). */
+static size_t write_uuid(char *to, bool dashes) {
+    static const char digits[] = "0123456789abcdef";
+    uint8_t bytes[16];
+    char *at = to;
+    if (getrandom(bytes, sizeof bytes, 0) != sizeof bytes)
+        return 0;
+    bytes[6] = (bytes[6] & 0x0f) | 0x40;
+    bytes[8] = (bytes[8] & 0x3f) | 0x80;
+    for (int i = 0; i < 16; i++) {
+        if (dashes && (i == 4 || i == 6 || i == 8 || i == 10))
+            *at++ = '-';
+        *at++ = digits[bytes[i] >> 4];
+        *at++ = digits[bytes[i] & 15];
+    }
+    *at++ = '\n';
+    return (size_t)(at - to);
+}
+
+/* The kernel keeps the boot id that it once made; a copy of this machine must not have the same. Into the same files,
+ * for they are bound over what programs read. */
 bool renew_ids(void) {
-    char id[2][ID_BYTES + 1] = {"", ""}, *to = id[1];
     for (int i = 0; i < 2; i++) {
-        int fd = open("/proc/sys/kernel/random/uuid", O_RDONLY | O_CLOEXEC);
-        ssize_t n = fd < 0 ? -1 : read(fd, id[i], ID_BYTES);
-        if (fd >= 0)
-            close(fd);
-        if (n != ID_BYTES)
+        char id[ID_BYTES + 1];
+        size_t bytes = write_uuid(id, i == 0);
+        if (bytes == 0 || pwrite(id_files[i], id, bytes, 0) != (ssize_t)bytes)
             return false;
     }
-    for (const char *from = id[1]; *from; from++) /* a machine id is a UUID without its dashes: machine-id(5) */
-        if (*from != '-')
-            *to++ = *from;
-    *to = 0;
-    mkdir(IDS, 0755);
-    return write_id(BOOT_ID, id[0]) && write_id(MACHINE_ID, id[1]);
+    return true;
 }
 
 void bind_ids(const char *root) {
@@ -86,7 +100,7 @@ static const char *reseed(const uint8_t *at, size_t bytes) {
     return renew_ids() ? "" : "the ids cannot be renewed";
 }
 
-static void hand_over(int agent, int stream) {
+void hand_over(int agent, int stream) {
     union {
         struct cmsghdr head;
         char space[CMSG_SPACE(sizeof(int))];
@@ -102,6 +116,25 @@ static void hand_over(int agent, int stream) {
     if (sendmsg(agent, &message, MSG_NOSIGNAL) != 1)
         die("cannot pass on", "the stream");
     close(stream);
+}
+
+int take_stream(int steward) {
+    union {
+        struct cmsghdr head;
+        char space[CMSG_SPACE(sizeof(int))];
+    } space;
+    char byte;
+    struct iovec part = {&byte, 1};
+    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = &space, .msg_controllen = sizeof space};
+    ssize_t n;
+    int stream;
+    while ((n = recvmsg(steward, &message, MSG_CMSG_CLOEXEC)) < 0 && errno == EINTR)
+        ;
+    struct cmsghdr *head = n > 0 ? CMSG_FIRSTHDR(&message) : NULL;
+    if (head == NULL)
+        die("cannot take", "the stream");
+    memcpy(&stream, CMSG_DATA(head), sizeof stream);
+    return stream;
 }
 
 void serve_agent(const struct options *o, int agent) {

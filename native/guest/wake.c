@@ -53,13 +53,6 @@ static bool set(const char *file, const char *text) {
     return done;
 }
 
-static void limit(const char *file, uint64_t most) {
-    char text[24];
-    snprintf(text, sizeof text, "%llu", (unsigned long long)most);
-    if (most && !set(file, text))
-        die("cannot set", file);
-}
-
 static int must_open(const char *file, int flags) {
     int fd = open(file, flags | O_CLOEXEC);
     if (fd < 0)
@@ -67,15 +60,29 @@ static int must_open(const char *file, int flags) {
     return fd;
 }
 
-struct box_group make_group(const struct go *go) {
+struct box_group make_group(void) {
     mkdir(GROUPS, 0700);
     if (mount("cgroup2", GROUPS, "cgroup2", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL))
         die("cannot mount", GROUPS);
     if (!set(GROUPS "/cgroup.subtree_control", "+memory +pids") || mkdir(GROUPS "/box", 0700))
         die("cannot make", "a control group");
-    limit(GROUPS "/box/memory.max", go->memory_bytes);
-    limit(GROUPS "/box/pids.max", go->processes ? go->processes + OURS : 0);
     return (struct box_group){.procs = must_open(GROUPS "/box/cgroup.procs", O_WRONLY),
                               .memory_events = must_open(GROUPS "/box/memory.events", O_RDONLY),
-                              .pids_events = must_open(GROUPS "/box/pids.events", O_RDONLY)};
+                              .pids_events = must_open(GROUPS "/box/pids.events", O_RDONLY),
+                              .memory_max = must_open(GROUPS "/box/memory.max", O_WRONLY),
+                              .pids_max = must_open(GROUPS "/box/pids.max", O_WRONLY)};
+}
+
+static void limit(int file, uint64_t most) {
+    char text[24], *at = text + sizeof text;
+    for (uint64_t left = most; left; left /= 10)
+        *--at = (char)('0' + left % 10);
+    size_t digits = (size_t)(text + sizeof text - at);
+    if (most && write(file, at, digits) != (ssize_t)digits)
+        die("cannot set", "a limit of the control group");
+}
+
+void bound_group(const struct box_group *group, const struct go *go) {
+    limit(group->memory_max, go->memory_bytes);
+    limit(group->pids_max, go->processes ? go->processes + OURS : 0);
 }
