@@ -45,7 +45,7 @@ def _write_section(lines: list[str], path: str, section: type) -> None:
     if plain:
         lines.append("| key | type | default | meaning |\n|---|---|---|---|")
         for field in plain:
-            default = "required" if field.required else _default(field.name, field.default)
+            default = "required" if field.required else default_cell(field.name, field.default)
             lines.append(
                 f"| `{field.name}` | {_type(field.name, field.type)} | {default} | {meanings.get(field.name, '')} |"
             )
@@ -103,7 +103,7 @@ def _type(name: str, kind: Any) -> str:
     return names.get(plain[0], getattr(plain[0], "__name__", str(plain[0])))
 
 
-def _default(name: str, value: Any) -> str:
+def default_cell(name: str, value: Any) -> str:
     if value is None:
         return "none"
     if is_size(name) and isinstance(value, int):
