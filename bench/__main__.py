@@ -17,6 +17,7 @@ from bench import (
     reapi,
     sandboxes,
     tasks,
+    walls,
 )
 from bench import compile as compiles
 from bench.machine import description
@@ -24,6 +25,7 @@ from bench.report import Row, table
 
 BENCHMARKS: dict[str, Callable[[], Sequence[Row]]] = {
     "sandboxes": sandboxes.measure,
+    "walls": walls.measure,
     "tasks": tasks.measure,
     "actions": actions.measure,
     "images": images.measure,

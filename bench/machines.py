@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from bench.report import Row, at_most, p50
+from corral.kernel.clock import SystemClock
 from corral.kernel.units import format_size
 from corral.sandboxes.guest import sample_root
 from corral.sandboxes.guest.clock_rate import counter_khz
@@ -22,7 +23,8 @@ from corral.sandboxes.guest.root_image import RootImages
 from corral.sandboxes.link import Link, Setup
 from corral.sandboxes.model import MIB, ExecRequest, SandboxSpec, Size
 from corral.sandboxes.runtimes.home import Home
-from corral.sandboxes.runtimes.qemu import PROGRAM_NAME, QemuConfig, QemuRuntime
+from corral.sandboxes.runtimes.qemu import PROGRAM_NAME, QemuRuntime
+from corral.sandboxes.runtimes.qemu_config import QemuConfig
 from corral.sandboxes.sandbox import Sandbox
 from corral.testing.machines import kits, why_no_machines
 
@@ -88,7 +90,8 @@ async def _bare_boot(kit: GuestKit, image: Path) -> float:
         theirs.close()
         ours.setblocking(False)
         await wait_hello(ours)
-        go = Go(unix_s=0.0, entropy=os.urandom(ENTROPY_BYTES), host_name="bare", memory_bytes=0, processes=0)
+        now_s = SystemClock().now_s()
+        go = Go(unix_s=now_s, entropy=os.urandom(ENTROPY_BYTES), host_name="bare", memory_bytes=0, processes=0)
         await send_go(ours, go)
         link = await Link.open(ours, Setup())
         took_s = time.perf_counter() - began_s
