@@ -8,7 +8,7 @@ import pytest
 from corral.kernel.errors import SandboxFailed
 from corral.sandboxes.ports import Runtime
 from corral.sandboxes.runtimes.oci import OciConfig
-from corral.sandboxes.runtimes.qemu import QemuConfig
+from corral.sandboxes.runtimes.qemu_config import QemuConfig
 from corral.sandboxes.runtimes.registry import MACHINES, RuntimesConfig, open_runtimes
 from corral.testing.escape_suite import EscapeSuite
 from corral.testing.machines import WithRoot, build_root, kits, why_no_machines

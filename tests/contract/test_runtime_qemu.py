@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from corral.sandboxes.ports import Runtime
-from corral.sandboxes.runtimes.qemu import QemuConfig
+from corral.sandboxes.runtimes.qemu_config import QemuConfig
 from corral.sandboxes.runtimes.registry import RuntimesConfig, open_runtimes
 from corral.testing.machines import WithRoot, build_root, kits, why_no_machines
 from corral.testing.runtime_contract import RuntimeContract

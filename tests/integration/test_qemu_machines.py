@@ -18,7 +18,9 @@ from corral.kernel.clock import SystemClock
 from corral.kernel.errors import InvalidSpec, SandboxFailed
 from corral.sandboxes.guest.build import build_from_kernel
 from corral.sandboxes.runtimes import accelerators
-from corral.sandboxes.runtimes.qemu import MachineBox, QemuConfig, QemuRuntime
+from corral.sandboxes.runtimes.qemu import QemuRuntime
+from corral.sandboxes.runtimes.qemu_box import MachineBox
+from corral.sandboxes.runtimes.qemu_config import QemuConfig
 from corral.sandboxes.runtimes.registry import RuntimesConfig, open_runtimes
 from corral.sandboxes.sandbox import Sandbox
 from corral.testing.machines import build_root, kits, why_no_machines
@@ -139,7 +141,7 @@ _WORKER = """
 import asyncio, sys
 from pathlib import Path
 from corral.sandboxes.model import SandboxSpec
-from corral.sandboxes.runtimes.qemu import QemuConfig
+from corral.sandboxes.runtimes.qemu_config import QemuConfig
 from corral.sandboxes.runtimes.registry import RuntimesConfig, open_runtimes
 
 async def main():

@@ -23,7 +23,7 @@ from corral.sandboxes.link import agent_path
 from corral.sandboxes.model import GIB, MIB, End, ExecRequest, SandboxSpec, Size
 from corral.sandboxes.runtimes.child import launcher_path
 from corral.sandboxes.runtimes.home import Home
-from corral.sandboxes.runtimes.qemu import QemuConfig
+from corral.sandboxes.runtimes.qemu_config import QemuConfig
 from corral.sandboxes.runtimes.registry import ABSENT, KNOWN, MACHINES, RuntimesConfig
 from corral.sandboxes.sandbox import Sandbox
 

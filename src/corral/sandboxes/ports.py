@@ -21,6 +21,13 @@ class LimitEvents:
     out_of_memory: int = 0
     process_limit: int = 0
 
+    def at_least(self, *, out_of_memory: int = 0, process_limit: int = 0) -> "LimitEvents":
+        """These, where they are not more already: a group that is gone counts nothing, and what happened stays so."""
+        return LimitEvents(
+            out_of_memory=max(self.out_of_memory, out_of_memory),
+            process_limit=max(self.process_limit, process_limit),
+        )
+
 
 class Box(Protocol):
     """A started sandbox as its runtime sees it. Owns the process, cgroup, mounts and directories of one box."""

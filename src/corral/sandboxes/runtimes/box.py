@@ -14,7 +14,7 @@ from corral.kernel.concurrency import finish
 from corral.kernel.errors import CorralError, SandboxFailed
 from corral.sandboxes.cgroups import Cgroup
 from corral.sandboxes.link import Link, Reseed, Setup
-from corral.sandboxes.model import SandboxSpec
+from corral.sandboxes.model import SandboxSpec, Size
 from corral.sandboxes.ports import LimitEvents
 from corral.sandboxes.runtimes import host_root
 from corral.sandboxes.runtimes.child import Child, launcher_path
@@ -119,10 +119,8 @@ class ProcessBox:
 
     def limit_events_nowait(self) -> LimitEvents:
         if self._cgroup is not None:
-            counters = self._cgroup.counters()
-            memory = max(self._events.out_of_memory, counters.out_of_memory)  # a group that is gone counts nothing
-            processes = max(self._events.process_limit, counters.process_limit)
-            self._events = LimitEvents(out_of_memory=memory, process_limit=processes)
+            now = self._cgroup.counters()
+            self._events = self._events.at_least(out_of_memory=now.out_of_memory, process_limit=now.process_limit)
         return self._events
 
     async def stop(self) -> None:
@@ -135,18 +133,10 @@ class ProcessBox:
         if self._cgroup is not None:
             self.limit_events_nowait()  # for whoever asks afterwards why the box ended
             self._cgroup.kill()
-            try:
-                await self._cgroup.remove()
-            except OSError as error:
-                failures.append(f"its control group stays: {error}")
+            failures += await freed("its control group", self._cgroup.remove())
         if self._folder is not None:
-            try:
-                await asyncio.to_thread(_remove_folder, self._folder)
-            except OSError as error:
-                failures.append(f"its folder stays: {error}")
-        if failures:
-            raise SandboxFailed(f"sandbox {self._spec.id} could not be freed: {'; '.join(failures)}", id=self._spec.id)
-        self._home.forget(self._spec.id)
+            failures += await freed("its folder", asyncio.to_thread(_remove_folder, self._folder))
+        leave(self._home, self._spec, failures)
 
     async def _end_child(self, child: Child) -> bool:
         if self._link is not None and not self._abrupt and await child.wait_ended(within_s=_END_BY_ITSELF_S):
@@ -275,20 +265,41 @@ async def run_program(
 
 
 def _new_box(spec: SandboxSpec, home: Home, folder: Path | None, overhead: Overhead) -> ProcessBox:
+    size = replace(
+        spec.size,
+        memory_bytes=spec.size.memory_bytes + overhead.memory_bytes,
+        processes=spec.size.processes + overhead.processes,
+    )
+    return ProcessBox(spec, home, enter(home, spec, size), folder)
+
+
+# ---- what every box does first and last, whatever it is ----
+
+
+def enter(home: Home, spec: SandboxSpec, size: Size) -> Cgroup | None:
+    """The first step of a box: the home knows it, and its control group holds ``size``. Raises SandboxFailed."""
     home.enter(spec.id)
     try:
-        cgroup = home.cgroups.create(
-            spec.id,
-            replace(
-                spec.size,
-                memory_bytes=spec.size.memory_bytes + overhead.memory_bytes,
-                processes=spec.size.processes + overhead.processes,
-            ),
-        )
+        return home.cgroups.create(spec.id, size)
     except OSError as error:
         home.forget(spec.id)
         raise SandboxFailed(f"no control group for the sandbox: {error}") from error
-    return ProcessBox(spec, home, cgroup, folder)
+
+
+async def freed(what: str, freeing: Awaitable[object]) -> Sequence[str]:
+    """Await ``freeing``; a sentence when ``what`` stays, so that the rest is freed all the same."""
+    try:
+        await freeing
+    except (OSError, SandboxFailed) as error:
+        return (f"{what} stays: {error}",)
+    return ()
+
+
+def leave(home: Home, spec: SandboxSpec, failures: Sequence[str]) -> None:
+    """The last step of a stop: the home forgets the box. Raises SandboxFailed when something stays, for a sweep."""
+    if failures:
+        raise SandboxFailed(f"sandbox {spec.id} could not be freed: {'; '.join(failures)}", id=spec.id)
+    home.forget(spec.id)
 
 
 def _read_words(descriptor: int) -> str:

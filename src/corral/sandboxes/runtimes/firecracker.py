@@ -29,6 +29,7 @@ from corral.sandboxes.guest.root_image import RootImages
 from corral.sandboxes.link import Link, Reseed, Setup
 from corral.sandboxes.model import Capabilities, SandboxSpec
 from corral.sandboxes.ports import Box
+from corral.sandboxes.runtimes.box import enter
 from corral.sandboxes.runtimes.firecracker_box import STOP_WITHIN_S, FirecrackerBox
 from corral.sandboxes.runtimes.firecracker_config import FirecrackerConfig
 from corral.sandboxes.runtimes.firecracker_jail import Jail
@@ -186,20 +187,10 @@ class FirecrackerRuntime:
 
     async def _prepared(self, spec: SandboxSpec, machine: Machine, frozen: Snapshot | None) -> FirecrackerBox:
         """A box with a monitor that has been told nothing yet."""
-        self._home.enter(spec.id)
-        try:
-            cgroup = self._home.cgroups.create(
-                spec.id,
-                replace(
-                    spec.size,
-                    memory_bytes=spec.size.memory_bytes + machine.overhead.memory_bytes,
-                    processes=machine.overhead.processes,
-                ),
-            )
-            assert cgroup is not None, "the runtime was opened without control groups"
-        except OSError as error:
-            self._home.forget(spec.id)
-            raise SandboxFailed(f"no control group for the sandbox: {error}") from error
+        memory_bytes = spec.size.memory_bytes + machine.overhead.memory_bytes
+        size = replace(spec.size, memory_bytes=memory_bytes, processes=machine.overhead.processes)
+        cgroup = enter(self._home, spec, size)
+        assert cgroup is not None, "the runtime was opened without control groups"
         user = self._users.of(spec.tenant)
         jail = Jail(
             folder=self._home.work / spec.id,
@@ -234,8 +225,7 @@ class FirecrackerRuntime:
         return await Link.open(call, self._setup(spec), within_s=self._start_within_s)
 
     def _setup(self, spec: SandboxSpec) -> Setup:
-        setup = Setup.bounded(spec.size, seccomp=self._seccomp)
-        return replace(setup, mounts=tuple(replace(mount, fresh=True) for mount in setup.mounts))
+        return Setup.bounded(spec.size, seccomp=self._seccomp)
 
     def _reseed(self, spec: SandboxSpec) -> Reseed:
         return Reseed(

@@ -12,6 +12,7 @@ from corral.sandboxes.guest.greeting import wait_hello
 from corral.sandboxes.link import Link
 from corral.sandboxes.model import MIB, SandboxSpec
 from corral.sandboxes.ports import LimitEvents
+from corral.sandboxes.runtimes.box import freed, leave
 from corral.sandboxes.runtimes.firecracker_api import MemoryBackend, SnapshotFiles, SnapshotSource
 from corral.sandboxes.runtimes.firecracker_jail import Jail
 from corral.sandboxes.runtimes.firecracker_machine import MEMORY, STATE, Machine
@@ -68,9 +69,7 @@ class FirecrackerBox:
 
     def limit_events_nowait(self) -> LimitEvents:
         """Of the monitor's group: a machine has its own limits inside, and tells of them itself."""
-        counters = self._cgroup.counters()
-        memory = max(self._events.out_of_memory, counters.out_of_memory)
-        self._events = LimitEvents(out_of_memory=memory)
+        self._events = self._events.at_least(out_of_memory=self._cgroup.counters().out_of_memory)
         return self._events
 
     async def prepare(self, jailer: Path, files: Mapping[str, Path], *, within_s: float) -> None:
@@ -129,27 +128,15 @@ class FirecrackerBox:
 
     async def stop(self) -> None:
         """See ``ports.Box.stop``. Raises SandboxFailed when something of it stays; the rest is freed."""
-        failures: list[str] = []
         if self._link is not None:
             self._link.close()
         self._close_listener()
-        try:
-            await self._end_monitor()
-        except SandboxFailed as error:
-            failures.append(error.message)
+        failures = [*await freed("its monitor", self._end_monitor())]
         self.limit_events_nowait()  # for whoever asks afterwards why the box ended
         self._cgroup.kill()
-        try:
-            await self._cgroup.remove()
-        except OSError as error:
-            failures.append(f"its control group stays: {error}")
-        try:
-            await asyncio.to_thread(self._jail.remove)
-        except OSError as error:
-            failures.append(f"its jail stays: {error}")
-        if failures:
-            raise SandboxFailed(f"sandbox {self._spec.id} could not be freed: {'; '.join(failures)}", id=self._spec.id)
-        self._home.forget(self._spec.id)
+        failures += await freed("its control group", self._cgroup.remove())
+        failures += await freed("its jail", asyncio.to_thread(self._jail.remove))
+        leave(self._home, self._spec, failures)
 
     @property
     def _monitor(self) -> Vmm:

@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-import msgspec
 import structlog
 
 from corral.kernel.clock import Clock, SystemClock
@@ -38,14 +37,16 @@ from corral.sandboxes.guest.machine import (
 from corral.sandboxes.guest.qmp import Qmp
 from corral.sandboxes.guest.root_image import RootImages
 from corral.sandboxes.guest.template import Template, Templates, freeze, thaw
-from corral.sandboxes.link import Link, Setup
+from corral.sandboxes.link import Setup
 from corral.sandboxes.model import MIB, Capabilities, SandboxSpec
-from corral.sandboxes.ports import Box, LimitEvents
+from corral.sandboxes.ports import Box
 from corral.sandboxes.runtimes.accelerators import KVM, Verdicts
-from corral.sandboxes.runtimes.box import NOT_STARTED, Launch, Overhead, ProcessBox, run_program, start_box
+from corral.sandboxes.runtimes.box import NOT_STARTED, Launch, Overhead, run_program, start_box
 from corral.sandboxes.runtimes.confinement import FIRST_FREE, PROGRAM, Confinement
 from corral.sandboxes.runtimes.home import Home
-from corral.sandboxes.runtimes.programs import Policy, find_program
+from corral.sandboxes.runtimes.programs import find_program
+from corral.sandboxes.runtimes.qemu_box import MachineBox
+from corral.sandboxes.runtimes.qemu_config import QemuConfig
 from corral.sandboxes.runtimes.tenant_users import TenantUsers
 
 _log = structlog.get_logger(__name__)
@@ -54,39 +55,6 @@ _STREAM: Final = 3
 # QEMU itself and its translated code; what a machine has beyond what its sandbox may use comes on top
 _MEMORY_OF_OURS: Final = 192 * MIB
 _THREADS_OF_OURS: Final = 96
-_TOLD_CHARACTERS: Final = 1000
-
-
-class QemuConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The ``qemu`` runtime.
-
-    Attributes:
-        program: name or path of qemu-system-x86_64; "" takes the one that is installed.
-        accelerator: "kvm", "tcg" (emulation), or "" for KVM where a machine really boots with it, else emulation.
-        kvm_within_s: a trial boot with KVM that takes longer has failed.
-        boot_within_s: longest boot of a machine or of a template.
-        templates: sandboxes go on from frozen machines.
-        templates_max: as many are kept; each holds the memory that a boot has written.
-        loud: the guest's kernel tells everything on its console, slowly.
-        vulnerable: what to do when QEMU's version has known vulnerabilities: "warn" or "refuse".
-    """
-
-    program: str = ""
-    accelerator: str = ""
-    kvm_within_s: float = 5.0
-    boot_within_s: float = 60.0
-    templates: bool = True
-    templates_max: int = 4
-    loud: bool = False
-    vulnerable: Policy = Policy.WARN
-
-    def __post_init__(self) -> None:
-        if self.accelerator not in ("", *Accelerator):
-            raise ValueError(f"accelerator must be one of {', '.join(Accelerator)}, or empty")
-        if not (self.kvm_within_s > 0 and self.boot_within_s > 0):
-            raise ValueError("kvm_within_s and boot_within_s must be above 0 seconds")
-        if self.templates_max < 1:
-            raise ValueError("templates_max must be at least 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,43 +66,6 @@ class _Process:
     passed: tuple[int, ...]
     at: Descriptors
     state: int
-
-
-class MachineBox:
-    """See ``ports.Box``: a process box, and the console of the machine in it."""
-
-    def __init__(self, inner: ProcessBox, console: Console) -> None:
-        self._inner = inner
-        self._console = console
-
-    @property
-    def spec(self) -> SandboxSpec:
-        return self._inner.spec
-
-    @property
-    def link(self) -> Link:
-        return self._inner.link
-
-    @property
-    def pid(self) -> int:
-        """The confined QEMU's process id on the host, for tests and for people."""
-        return self._inner.pid
-
-    @property
-    def console(self) -> str:
-        """The last words of the guest's kernel."""
-        return self._console.text
-
-    def limit_events_nowait(self) -> LimitEvents:
-        return self._inner.limit_events_nowait()
-
-    async def stop(self) -> None:
-        if self.link.lost is not None and self.console:
-            _log.warning("a machine ended by itself", sandbox=self.spec.id, console=self.console[-_TOLD_CHARACTERS:])
-        try:
-            await self._inner.stop()
-        finally:
-            self._console.close()
 
 
 class QemuRuntime:
@@ -333,7 +264,7 @@ class QemuRuntime:
         user = self._users.of(spec.tenant) if self._users is not None else None
         return Launch(
             argv=self._confinement.argv(command, devices=(str(KVM),) if kvm else ()),
-            setup=_setup(spec, self._seccomp),
+            setup=Setup.bounded(spec.size, seccomp=self._seccomp),
             user=None if user is None else (user, KVM.stat().st_gid or user if kvm else user),
             stream=_STREAM,
             descriptors=process.passed,
@@ -377,11 +308,6 @@ class QemuRuntime:
         """Free what machines share; idempotent. Stop every box before."""
         self._closed = True
         self._held.close()
-
-
-def _setup(spec: SandboxSpec, program: bytes) -> Setup:
-    setup = Setup.bounded(spec.size, seccomp=program)
-    return replace(setup, mounts=tuple(replace(mount, fresh=True) for mount in setup.mounts))
 
 
 def _overhead(shape: MachineShape) -> Overhead:

@@ -18,7 +18,7 @@ from corral.sandboxes.runtimes.firecracker_config import FirecrackerConfig
 from corral.sandboxes.runtimes.gvisor import GvisorConfig, GvisorRuntime
 from corral.sandboxes.runtimes.home import Home
 from corral.sandboxes.runtimes.oci import OciConfig, OciRuntime
-from corral.sandboxes.runtimes.qemu import QemuConfig, QemuRuntime
+from corral.sandboxes.runtimes.qemu_config import QemuConfig
 from corral.sandboxes.runtimes.really_really_dangerous import ReallyReallyDangerousRuntime
 from corral.sandboxes.runtimes.tenant_users import IDS_PER_TENANT, TENANTS_MAX
 
@@ -105,6 +105,8 @@ def _firecracker(home: Home, config: RuntimesConfig) -> OpenRuntime:
 
 
 def _qemu(home: Home, config: RuntimesConfig) -> OpenRuntime:
+    from corral.sandboxes.runtimes.qemu import QemuRuntime  # noqa: PLC0415 (as above)
+
     return QemuRuntime(
         home,
         config.qemu,
