@@ -1,4 +1,4 @@
-"""The firecracker runtime keeps the contracts of runtimes and of snapshots, wherever a guest boots.
+"""The firecracker runtime keeps the contracts of runtimes and snapshots and stands the attacks, wherever a guest boots.
 
 Where none does it skips with the reason that the runtime gives. ``tests/integration/test_firecracker_nested.py`` runs
 this same file in a machine with emulated virtualisation, so that it runs everywhere.
@@ -12,12 +12,14 @@ from pathlib import Path
 import pytest
 
 from corral.kernel.errors import CorralError, InvalidSpec, SandboxFailed
+from corral.sandboxes.model import GIB
 from corral.sandboxes.ports import Runtime, Snapshotting
 from corral.sandboxes.runtimes.firecracker import FirecrackerRuntime
 from corral.sandboxes.runtimes.firecracker_box import FirecrackerBox
 from corral.sandboxes.runtimes.firecracker_config import FirecrackerConfig
 from corral.sandboxes.runtimes.home import Home
 from corral.sandboxes.sandbox import Sandbox
+from corral.testing.escape_suite import EscapeSuite
 from corral.testing.firecracker import FirecrackerAbsent, firecracker_programs
 from corral.testing.machines import WithRoot, build_root, kits
 from corral.testing.runtime_contract import RuntimeContract, belongings, new_spec, processes_with, shell, wait_until
@@ -44,6 +46,7 @@ def config() -> FirecrackerConfig:
         jailer=str(programs / "jailer"),
         probe_within_s=PATIENCE_S,
         boot_within_s=2 * PATIENCE_S,
+        snapshot_bytes_max=1 * GIB,
     )
 
 
@@ -78,6 +81,10 @@ class TestFirecracker(RuntimeContract):
 
 
 class TestFirecrackerSnapshots(SnapshotContract):
+    """Nothing to add."""
+
+
+class TestFirecrackerEscapes(EscapeSuite):
     """Nothing to add."""
 
 

@@ -83,17 +83,28 @@ def run(
         name = disk.stem.replace("-", "")
         command += ["-drive", f"file={disk},format=raw,if=none,id={name},readonly=on"]
         command += ["-device", f"virtio-blk-device,drive={name}"]
+    serial = folder / "serial.log"  # a file, so that one can follow it
     try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=within_s, check=False, cwd=folder
-        )
-    except subprocess.TimeoutExpired as error:
-        raise NestedFailed(f"no end within {within_s:g} s:\n{(error.stdout or b'').decode(errors='replace')}") from None
-    said = done.stdout.decode(errors="replace").replace("\r", "")
-    end = _END.search(said)
+        with serial.open("wb") as said:
+            done = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=subprocess.PIPE,
+                timeout=within_s,
+                check=False,
+                cwd=folder,
+            )
+    except subprocess.TimeoutExpired:
+        raise NestedFailed(f"no end within {within_s:g} s:\n{_text(serial)}") from None
+    end = _END.search(text := _text(serial))
     if end is None:
-        raise NestedFailed(f"it ended before its script did:\n{said}\n{done.stderr.decode(errors='replace')[-2000:]}")
-    return int(end[1]), said
+        raise NestedFailed(f"it ended before its script did:\n{text}\n{done.stderr.decode(errors='replace')[-2000:]}")
+    return int(end[1]), text
+
+
+def _text(serial: Path) -> str:
+    return serial.read_text(errors="replace").replace("\r", "")
 
 
 def _initrd(folder: Path, kit: GuestKit, cache: Path) -> Path:
@@ -172,8 +183,9 @@ def _wanted(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
 
 
 def _python() -> Iterator[Path]:
-    """Interpreter, standard library, packages, and the libraries that they are linked with."""
+    """Interpreter, standard library, packages, what makes root images, and the libraries that they are linked with."""
     programs = [Path(sys.executable), Path(sys._base_executable).resolve()]  # type: ignore[attr-defined]
+    programs.append(Path(shutil.which("mksquashfs") or "/usr/bin/mksquashfs"))
     site = Path(msgspec.__file__).parents[1]
     trees = [Path(sysconfig.get_path("stdlib")), *(Path(package.__file__ or "").parent for package in _PACKAGES)]
     trees += [*(site / name for name in _ALSO), *site.glob("pytest*.dist-info"), *site.glob("pluggy*.dist-info")]
