@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -57,3 +58,35 @@ def test_a_wall_that_no_worker_has_is_refused_with_what_is_offered(url: str) -> 
 
     assert done.returncode == 2
     assert 'runtime: "runhcs-wcow-hypervisor"' in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["runtimes.names=runhcs-wcow-hypervisor"], "it needs Windows with Hyper-V"),
+        (["runtimes.names=firecracker", "runtimes.firecracker.firecracker=/no/firecracker"], "is not installed"),
+        (["runtimes.names=firecracker", "runtimes.firecracker.boot_args=root=/dev/sda"], "boot_args must not hold"),
+        (["runtimes.names=qemu", "runtimes.qemu.accelerator=hvf"], "accelerator must be one of"),
+        (["runtimes.names=oci", "runtimes.oci.program=/no/crun"], "is not installed"),
+    ],
+)
+def test_a_wall_that_cannot_be_given_is_refused_at_the_start_in_one_sentence(
+    tmp_path: Path, settings: list[str], words: str
+) -> None:
+    if why_no_agent():
+        pytest.skip(why_no_agent())
+    here = ("scheduler.http=127.0.0.1:0", "scheduler.grpc=127.0.0.1:0", "reapi.address=off", *settings)
+    options = [word for setting in here for word in ("--set", setting)]
+
+    done = subprocess.run(
+        [sys.executable, "-m", "corral", "up", "--data-dir", str(tmp_path / "data"), *options],
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert done.returncode == 2, done.stderr
+    assert sum(words in line for line in done.stderr.splitlines()) == 1, done.stderr
+    assert "Traceback" not in done.stderr

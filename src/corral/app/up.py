@@ -61,7 +61,8 @@ class Child:
     async def keep_running(self, on_line: OnLine | None = None) -> None:
         """Start it, and start it again whenever it dies; ``on_line`` hears each line of its stdout.
 
-        Raises: InvalidSpec when it says that its configuration is wrong; SchedulerUnavailable when it died too often.
+        Raises: InvalidSpec when its first start says that its configuration is wrong; SchedulerUnavailable when it died
+        too often.
         Cancellation: leaves it running; see :meth:`stop`.
         """
         history = Restarts()
@@ -69,7 +70,7 @@ class Child:
             started_s = self._clock.monotonic_s()
             status = await self._run_once(on_line)
             now_s = self._clock.monotonic_s()
-            if status == _USAGE:
+            if status == _USAGE and not history.at_s:  # what was right once is right again, some time
                 raise InvalidSpec(f"the {self.role} refused to start; it said why above")
             history, decision = died(history, started_s=started_s, now_s=now_s, config=self._config)
             if isinstance(decision, GiveUp):

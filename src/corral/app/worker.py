@@ -11,7 +11,7 @@ import os
 import shutil
 import signal
 from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -35,7 +35,7 @@ from corral.fleet.adapters.grpc_link import SchedulerLink
 from corral.fleet.model import Capacity, DesiredState, Registration, WorkerState
 from corral.images.service import Images
 from corral.kernel.clock import Clock, SystemClock
-from corral.kernel.errors import CorralError
+from corral.kernel.errors import CorralError, InvalidSpec, SandboxFailed
 from corral.kernel.ids import new_id, new_token
 from corral.sandboxes.pool import Pools
 from corral.sandboxes.ports import Runtime
@@ -109,13 +109,14 @@ class _Wiring:
 async def running_worker(config: Config) -> AsyncIterator[Worker]:
     """A worker whose parts are open and whose link is being kept; ``run`` it inside the block.
 
-    Raises: InvalidSpec for configuration; Conflict when the data directory is taken; SandboxFailed, StoreUnavailable.
+    Raises: InvalidSpec for configuration, and for a runtime that cannot be offered here; Conflict when the data
+    directory is taken; StoreUnavailable.
     """
     clock = SystemClock()
     async with AsyncExitStack() as stack:
         data = stack.enter_context(locked_directory(config.data, "worker"))
         spool = _empty_folder(data / "spool")
-        runtimes = stack.enter_context(open_runtimes(config.runtimes, data / "sandboxes"))
+        runtimes = stack.enter_context(_offered(config, data / "sandboxes"))
         await _sweep(runtimes)
         opened: list[Pools] = []
         images = await stack.enter_async_context(  # before the pools, whose sandboxes stand on them to the end
@@ -255,6 +256,17 @@ async def _beside(loops: list[Coroutine[Any, Any, Any]]) -> AsyncIterator[None]:
         finally:
             for task in running:
                 task.cancel()
+
+
+@contextmanager
+def _offered(config: Config, directory: Path) -> Iterator[dict[str, Runtime]]:
+    """The runtimes that the configuration names. Raises InvalidSpec when this machine cannot give one of them."""
+    with ExitStack() as stack:
+        try:
+            runtimes = stack.enter_context(open_runtimes(config.runtimes, directory))
+        except SandboxFailed as error:
+            raise InvalidSpec(f"runtimes: {error.message}", cure=error.cure, field="runtimes") from error
+        yield runtimes
 
 
 async def _sweep(runtimes: Mapping[str, Runtime]) -> None:
