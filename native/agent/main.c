@@ -1,5 +1,5 @@
 /* corral-agent: process 1 of a sandbox. Its options are descriptors that its starter left open:
- *   --fd N         the stream to the host (default 0)
+ *   --fd N         the stream to the host (default 0); -1: the steward gives one
  *   --events M P   memory.events and pids.events of the control group around it; -1 for one that is not there
  *   --steward S    a socket to process 1 of its machine (../guest), which brings a new stream after a snapshot */
 #include <fcntl.h>
@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/random.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -56,6 +57,36 @@ static bool read_options(char **argv, int *stream) {
     return true;
 }
 
+/* A machine may be frozen while we wait for the stream, and copied: what guards our stack is a copy's own. Its callers
+ * must never return, for theirs is on the stack already. */
+__attribute__((no_stack_protector, noinline)) static void renew_stack_guard(void) {
+#ifdef __x86_64__
+    unsigned long guard;
+    if (getrandom(&guard, sizeof guard, 0) == sizeof guard)
+        __asm__ volatile("movq %0, %%fs:0x28" : : "r"(guard & ~0xffUL));
+#endif
+}
+
+/* Ours from here on, above the standard descriptors, and of no exec's. */
+static int kept_stream(int stream) {
+    if (stream < 0)
+        return stream;
+    int moved = fcntl(stream, F_DUPFD_CLOEXEC, 3);
+    if (moved < 0)
+        _exit(2);
+    close(stream);
+    return moved;
+}
+
+static _Noreturn void live(int stream) {
+    if (stream < 0) {
+        stream = new_stream();
+        renew_stack_guard();
+    }
+    link_open(stream);
+    loop_run();
+}
+
 int main(int argc, char **argv) {
     int stream = 0;
     (void)argc;
@@ -64,10 +95,7 @@ int main(int argc, char **argv) {
         return write(2, usage, sizeof usage - 1) < 0 ? 2 : 2;
     }
     plain_signals();
-    int moved = fcntl(stream, F_DUPFD_CLOEXEC, 3);
-    if (moved < 0)
-        return 2;
-    close(stream);
+    stream = kept_stream(stream);
     open_standard();
     umask(022);
     struct rlimit files;
@@ -78,6 +106,5 @@ int main(int argc, char **argv) {
     /* a kernel that only pretends, to process 1, refuses to take it back */
     settings.no_subreapers = prctl(PR_SET_CHILD_SUBREAPER, 0) < 0;
     prctl(PR_SET_CHILD_SUBREAPER, 1);
-    link_open(moved);
-    loop_run();
+    live(stream);
 }

@@ -1,10 +1,9 @@
-/* corral-guest: process 1 of a virtual machine. It mounts what must be mounted, prepares a process 1 of a PID namespace
- * in the sandbox's root, says hello to the host and waits for its GO. Then the prepared process becomes the agent, on
- * the same stream. When the agent ends, so does the machine.
+/* corral-guest: process 1 of a virtual machine. It mounts what must be mounted, starts the agent as process 1 of a PID
+ * namespace in the sandbox's root, where it waits for its stream, says hello to the host and waits for its GO. Then the
+ * agent gets the stream. When the agent ends, so does the machine.
  *
  * A machine is frozen while it waits, and emulated copies are slow at whatever they do for the first time: so everything
- * is done before the hello that is the same for all of them. The agent is executed after it, so that no two copies have
- * the same addresses and stack guards in it. */
+ * is done before the hello that is the same for all of them. */
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
@@ -100,26 +99,25 @@ static void become_user(void) {
         die("cannot keep", "the agent's capabilities");
 }
 
-/* The stream comes from process 1 when there is one. */
 static _Noreturn void become_agent(int program, int steward, struct box_group group) {
-    char at[4][12];
+    char at[3][12];
     if (write(group.procs, "0", 1) != 1)
         die("cannot join", "the control group");
     enter_root();
     become_user();
-    const int kept[4] = {take_stream(steward), group.memory_events, group.pids_events, steward};
-    for (int i = 0; i < 4; i++) {
+    const int kept[3] = {group.memory_events, group.pids_events, steward};
+    for (int i = 0; i < 3; i++) {
         snprintf(at[i], sizeof at[i], "%d", kept[i]);
         fcntl(kept[i], F_SETFD, 0);
     }
-    char *const argv[] = {"corral-agent", "--fd", at[0], "--events", at[1], at[2], "--steward", at[3], NULL};
+    char *const argv[] = {"corral-agent", "--fd", "-1", "--events", at[0], at[1], "--steward", at[2], NULL};
     char *const env[] = {NULL};
     syscall(SYS_execveat, program, "", argv, env, 0x1000 /* AT_EMPTY_PATH */);
     die("cannot execute", "the agent");
 }
 
 /* Gives our end of the socket over which the agent asks. */
-static int prepare_agent(int program, struct box_group group) {
+static int start_agent(int program, struct box_group group) {
     int ends[2];
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends))
         die("cannot make", "a socket");
@@ -160,13 +158,13 @@ int main(void) {
     mount_root(&options);
     make_ids(); /* nobody's yet: their files are bound into the sandbox's root */
     struct box_group group = make_group();
-    int agent = prepare_agent(program, group);
+    int agent = start_agent(program, group);
+    await_order(agent);
     int stream = greeted_stream(&options, &go);
     come_alive(&go);
     bound_group(&group, &go);
-    hand_over(agent, stream);
     explicit_bzero(&go, sizeof go);
-    serve_agent(&options, agent);
+    serve_agent(&options, agent, stream);
     run_until_agent_ends();
     reboot(RB_AUTOBOOT);
     return 1;

@@ -47,9 +47,8 @@ void enter_root(void); /* as process 1 of a PID namespace */
 /* stream.c */
 int open_stream(const struct options *);
 /* steward.c */
-void hand_over(int agent, int stream);
-int take_stream(int steward); /* the other end of it: waits for one */
-void serve_agent(const struct options *, int agent); /* until the agent ends */
+void await_order(int agent);                                     /* the agent has come to where it needs its stream */
+void serve_agent(const struct options *, int agent, int stream); /* until the agent ends; its first stream is this one */
 void make_ids(void);
 bool renew_ids(void);
 void bind_ids(const char *root);

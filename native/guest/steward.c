@@ -100,7 +100,7 @@ static const char *reseed(const uint8_t *at, size_t bytes) {
     return renew_ids() ? "" : "the ids cannot be renewed";
 }
 
-void hand_over(int agent, int stream) {
+static void hand_over(int agent, int stream) {
     union {
         struct cmsghdr head;
         char space[CMSG_SPACE(sizeof(int))];
@@ -118,26 +118,13 @@ void hand_over(int agent, int stream) {
     close(stream);
 }
 
-int take_stream(int steward) {
-    union {
-        struct cmsghdr head;
-        char space[CMSG_SPACE(sizeof(int))];
-    } space;
+void await_order(int agent) {
     char byte;
-    struct iovec part = {&byte, 1};
-    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = &space, .msg_controllen = sizeof space};
-    ssize_t n;
-    int stream;
-    while ((n = recvmsg(steward, &message, MSG_CMSG_CLOEXEC)) < 0 && errno == EINTR)
+    while (recv(agent, &byte, 1, MSG_PEEK) < 0 && errno == EINTR)
         ;
-    struct cmsghdr *head = n > 0 ? CMSG_FIRSTHDR(&message) : NULL;
-    if (head == NULL)
-        die("cannot take", "the stream");
-    memcpy(&stream, CMSG_DATA(head), sizeof stream);
-    return stream;
 }
 
-void serve_agent(const struct options *o, int agent) {
+void serve_agent(const struct options *o, int agent, int stream) {
     static uint8_t message[MESSAGE_BYTES_MAX];
     for (;;) {
         ssize_t n = recv(agent, message, sizeof message, 0);
@@ -146,7 +133,8 @@ void serve_agent(const struct options *o, int agent) {
         if (n <= 0)
             return; /* its last process is gone */
         if (message[0] == ORDER_STREAM) {
-            hand_over(agent, open_stream(o));
+            hand_over(agent, stream >= 0 ? stream : open_stream(o));
+            stream = -1;
         } else if (message[0] == ORDER_RESEED) {
             const char *why = reseed(message + 1, (size_t)n - 1);
             send(agent, why, strlen(why) + 1, MSG_NOSIGNAL);
