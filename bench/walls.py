@@ -155,10 +155,11 @@ class BareTool:
     def _do(self, command: Sequence[str]) -> None:
         assert self._shell.stdin is not None
         assert self._shell.stdout is not None
-        self._shell.stdin.write(f"{shlex.join(command)} </dev/null >/dev/null; echo $?\n".encode())
+        words = self._folder / "words"  # not ours: runsc makes its output the container's user's
+        self._shell.stdin.write(f"{shlex.join(command)} </dev/null >{words} 2>&1; echo $?\n".encode())
         self._shell.stdin.flush()
         if (status := self._shell.stdout.readline()) != b"0\n":
-            raise RuntimeError(f"{command[0]} ended with {status!r}")
+            raise RuntimeError(f"{command[0]} ended with {status!r}: {words.read_text()}")
 
 
 def _runsc_exec(sandbox: str) -> None:

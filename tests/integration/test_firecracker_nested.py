@@ -6,7 +6,6 @@ The driver's own test suite runs in there, less what takes longest, so that it c
 """
 
 import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -15,11 +14,10 @@ import corral
 from corral.kernel.errors import CorralError
 from corral.sandboxes.guest.clock_rate import counter_khz
 from corral.sandboxes.guest.kit import open_kit
-from corral.sandboxes.guest.root_image import RootImages
 from corral.testing import nested_kvm
 from corral.testing.escape_suite import compile_attacks
 from corral.testing.firecracker import FirecrackerAbsent, firecracker_programs
-from corral.testing.machines import build_root, kits, why_no_machines
+from corral.testing.machines import kits, root_in_image, why_no_machines
 
 CONTRACT = Path(__file__).parents[1] / "contract" / "test_runtime_firecracker.py"
 SPARED = (
@@ -60,7 +58,7 @@ open("/proc/sysrq-trigger", "w").write("b")
 """
 
 
-async def test_the_driver_s_own_tests_pass_where_virtualisation_is_emulated(tmp_path: Path) -> None:
+def test_the_driver_s_own_tests_pass_where_virtualisation_is_emulated(tmp_path: Path) -> None:
     if why := why_no_machines():
         pytest.skip(why)
     try:
@@ -74,7 +72,7 @@ async def test_the_driver_s_own_tests_pass_where_virtualisation_is_emulated(tmp_
         **{f"src/corral/{part}": home / part for part in parts},
         "firecracker": programs,
         "kit": kit.directory,
-        "image": await _image(tmp_path),
+        "image": root_in_image(tmp_path),
         "attack": compile_attacks(tmp_path),
         CONTRACT.name: CONTRACT,
     }
@@ -83,16 +81,3 @@ async def test_the_driver_s_own_tests_pass_where_virtualisation_is_emulated(tmp_
 
     assert status == 0, said
     assert "skipped" not in said, said
-
-
-async def _image(folder: Path) -> Path:
-    """As the store of images keeps one: beside its (here empty) root, so that no second one is made."""
-    image = folder / "image"
-    image.mkdir()
-    root = build_root(image)
-    made = await RootImages(folder / "images").image(str(root))
-    shutil.rmtree(root)
-    root.mkdir()
-    shutil.copyfile(made, image / "root.squashfs")
-    (image / "image.json").write_text("{}")
-    return image

@@ -3,6 +3,7 @@
 ``CORRAL_TEST_KITS`` names a directory of guest kits to use instead of building one of Debian's kernel.
 """
 
+import asyncio
 import functools
 import os
 import platform
@@ -16,6 +17,7 @@ from corral.kernel.errors import CorralError
 from corral.sandboxes.guest import sample_root
 from corral.sandboxes.guest.build import build_from_package, download_package
 from corral.sandboxes.guest.kit import open_kit
+from corral.sandboxes.guest.root_image import RootImages
 from corral.sandboxes.model import SandboxSpec
 from corral.sandboxes.ports import Box, Runtime
 
@@ -64,6 +66,19 @@ def build_root(directory: Path) -> Path:
     root = directory / "root"
     root.mkdir()
     return sample_root.build(root, PROGRAMS)
+
+
+def root_in_image(folder: Path) -> Path:
+    """The same root in ``folder``/image, as the store of images keeps one: an empty directory beside its disk."""
+    image = folder / "image"
+    image.mkdir()
+    root = build_root(image)
+    made = asyncio.run(RootImages(folder / "disks").image(str(root)))
+    shutil.rmtree(root)
+    root.mkdir()
+    shutil.copyfile(made, image / "root.squashfs")
+    (image / "image.json").write_text("{}")
+    return image
 
 
 class WithRoot:
