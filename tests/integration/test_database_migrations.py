@@ -14,7 +14,7 @@ from corral.database.engine import Database
 from corral.database.migrate import alembic_config
 from corral.database.tables import metadata
 from corral.database.version import REVISIONS, check_version, migrate
-from corral.kernel.errors import InvalidSpec, StoreUnavailable, UnsupportedVersion
+from corral.kernel.errors import DatabaseCorrupt, InvalidSpec, UnsupportedVersion
 
 
 def _differences(connection: Connection) -> list[Any]:
@@ -99,7 +99,7 @@ async def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path: An
     path = tmp_path / "corral.db"
     path.write_bytes(b"these are my holiday notes, not a database" * 100)
 
-    with pytest.raises(StoreUnavailable, match="damaged"):
+    with pytest.raises(DatabaseCorrupt, match="damaged"):
         await migrate(f"sqlite:///{path}")
     assert path.read_bytes().startswith(b"these are my holiday notes")
 

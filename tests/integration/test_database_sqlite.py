@@ -18,7 +18,7 @@ from corral.database.limits import DatabaseLimits
 from corral.database.sqlite_thread import SqliteConnection
 from corral.database.statements import insert_new
 from corral.database.tables import idempotency_keys
-from corral.kernel.errors import CorralError, QuotaExceeded, StoreUnavailable
+from corral.kernel.errors import CorralError, DatabaseCorrupt, QuotaExceeded, StoreUnavailable
 
 
 def row(key: str, request: str = "") -> dict[str, Any]:
@@ -153,7 +153,7 @@ async def test_a_damaged_file_is_a_clear_error_with_a_cure(tmp_path: Path) -> No
     path = tmp_path / "corral.db"
     path.write_bytes(b"x" * 8192)
 
-    with pytest.raises(StoreUnavailable, match="damaged") as damaged:
+    with pytest.raises(DatabaseCorrupt, match="damaged") as damaged:
         async with Database.open(f"sqlite:///{path}"):
             pass
     assert "backup" in damaged.value.cure

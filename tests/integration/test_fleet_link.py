@@ -315,7 +315,7 @@ async def test_calls_without_a_session_and_sessions_of_others_are_refused() -> N
 async def test_a_taken_port_is_one_clear_error() -> None:
     world = World()
     async with world.scheduler():
-        with pytest.raises(Conflict, match="is taken by another program"):
+        with pytest.raises(Conflict, match="is in use by another process"):
             async with serving(f"127.0.0.1:{world.port}", [], limits=WireLimits()):
                 pass
 

@@ -58,7 +58,7 @@ async def test_a_second_corral_starts_without_the_door(default_address: str) -> 
 
 async def test_a_configured_address_that_is_taken_is_an_error() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        with pytest.raises(Conflict, match="taken"):
+        with pytest.raises(Conflict, match="in use"):
             async with opened(f"127.0.0.1:{taken.getsockname()[1]}"):
                 pass
 

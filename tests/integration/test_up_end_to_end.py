@@ -230,13 +230,16 @@ def test_a_second_up_on_the_same_data_directory_is_refused_and_names_the_first(u
 
 
 def test_a_port_in_use_is_refused_and_named(up: Up, tmp_path: Path) -> None:
-    taken = up.url.removeprefix("http://")
+    for option, taken in (("--http", up.url.removeprefix("http://")), ("--grpc", up.grpc)):
+        free = {"--http": "127.0.0.1:0", "--grpc": "127.0.0.1:0"} | {option: taken}
 
-    second = run_cli("up", "--data-dir", str(tmp_path / "other"), "--http", taken, "--grpc", "127.0.0.1:0")
+        second = run_cli("up", "--data-dir", str(tmp_path / "other"), *(word for pair in free.items() for word in pair))
 
-    assert second.returncode == 2
-    assert f"{taken} is in use" in second.stderr
-    assert "Traceback" not in second.stderr
+        assert second.returncode == 2
+        assert second.stderr.splitlines()[:2] == [
+            f"corral: error: {taken} is in use by another process",
+            f"corral: hint: stop that one, or choose another address with {option} (port 0 takes a free one)",
+        ]
 
 
 def test_an_unknown_configuration_key_is_refused_with_the_nearest_one(tmp_path: Path) -> None:

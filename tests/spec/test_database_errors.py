@@ -17,13 +17,14 @@ from corral.kernel.errors import (
     CallerError,
     Conflict,
     CorralError,
+    DatabaseCorrupt,
     DependencyError,
     InvalidSpec,
     QuotaExceeded,
     StoreUnavailable,
 )
 
-EXPECTED = (Conflict, InvalidSpec, QuotaExceeded, StoreUnavailable)
+EXPECTED = (Conflict, DatabaseCorrupt, InvalidSpec, QuotaExceeded, StoreUnavailable)
 
 
 def errors_of(module: object) -> Iterator[type[Exception]]:

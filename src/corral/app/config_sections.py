@@ -9,7 +9,6 @@ from pathlib import Path
 import msgspec
 
 from corral.actions.limits import ActionLimits
-from corral.app.address import address_problem
 from corral.blobs.config import BlobsConfig
 from corral.compile.limits import CompileConfig
 from corral.database.limits import DatabaseLimits
@@ -35,6 +34,7 @@ from corral.tasks.plugins.maxruntime import MaxRunTimeConfig
 from corral.tasks.plugins.watchdog import WatchdogConfig
 from corral.tasks.run_config import RunConfig, WorkerConfig
 from corral.tenants.model import AccessConfig, TenantConfig
+from corral.wire.address import address_problem
 from corral.wire.transport import ServerTls, WireLimits
 
 

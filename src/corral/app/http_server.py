@@ -4,7 +4,6 @@ We bind first, so that a port in use is our own clear error and port 0 tells the
 """
 
 import asyncio
-import errno
 import os
 import socket
 from collections.abc import AsyncIterator
@@ -16,35 +15,8 @@ from granian.constants import HTTPModes, Interfaces
 from granian.server.embed import Server
 
 from corral.kernel.concurrency import background
-from corral.kernel.errors import InvalidSpec
 
 _BACKLOG: Final = 1024
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises InvalidSpec when the address is taken or not ours."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-        listener.listen(_BACKLOG)
-    except OSError as error:
-        listener.close()
-        raise address_error(f"{host}:{port}", error) from error
-    listener.setblocking(False)
-    return listener
-
-
-def address_error(address: str, error: OSError) -> InvalidSpec:
-    """Why nobody can listen at ``address``."""
-    if error.errno == errno.EADDRINUSE:
-        return InvalidSpec(
-            f"{address} is in use by another process",
-            cure="stop that one, or choose another address with --http and --grpc (port 0 takes a free one)",
-            address=address,
-        )
-    return InvalidSpec(f"cannot listen at {address}: {os.strerror(error.errno or 0)}", address=address)
 
 
 class _EmbeddedServer(Server):

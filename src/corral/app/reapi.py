@@ -1,6 +1,5 @@
 """The door for Bazel, put together: where it listens, and the tenants as it asks for them."""
 
-import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -9,7 +8,6 @@ from typing import Final
 import msgspec
 import structlog
 
-from corral.app.address import split_address
 from corral.doors.reapi.config import DEFAULT_ADDRESS, OFF
 from corral.doors.reapi.server import serving
 from corral.doors.reapi.services import Services
@@ -18,6 +16,7 @@ from corral.kernel.errors import Conflict, Unauthenticated
 from corral.ledger.model import SecurityEvent
 from corral.tenants.model import Principal
 from corral.tenants.service import Tenants
+from corral.wire.address import join_address, split_address
 
 _OPAQUE: Final = "a valid token or certificate is needed"
 _log = structlog.get_logger("corral.reapi")
@@ -34,7 +33,7 @@ async def open_reapi(services: Services) -> AsyncIterator[str]:
     wanted = configured or DEFAULT_ADDRESS
     async with AsyncExitStack() as stack:
         address = ""
-        if wanted != OFF and (configured or _is_free(wanted)):
+        if wanted != OFF:
             config = msgspec.structs.replace(services.config, address=wanted)
             try:
                 port = await stack.enter_async_context(serving(replace(services, config=config)))
@@ -42,23 +41,10 @@ async def open_reapi(services: Services) -> AsyncIterator[str]:
                 if configured:
                     raise
             else:
-                host = split_address(wanted)[0]
-                address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+                address = join_address(split_address(wanted)[0], port)
         if not (address or configured):
             _log.warning("the door for Bazel stays closed: its port is taken", address=wanted, setting="reapi.address")
         yield address
-
-
-def _is_free(address: str) -> bool:
-    """Whether nobody listens there now. Asked first, because gRPC writes a refusal to stderr by itself."""
-    host, port = split_address(address)
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-    return True
 
 
 class ReapiIdentities:

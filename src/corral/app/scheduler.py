@@ -18,7 +18,6 @@ from litestar.types import ControllerRouterHandler
 from corral.actions.adapters.grpc_results import ResultsServicer
 from corral.app.action_desk import ActionDesk
 from corral.app.actions import check_payload, keep_result, keep_results_clean, make_actions
-from corral.app.address import split_address
 from corral.app.config_sections import Config
 from corral.app.datadir import kept_id, locked_directory
 from corral.app.desks import (
@@ -32,7 +31,7 @@ from corral.app.desks import (
 from corral.app.function_programs import Programs
 from corral.app.functions import FunctionDesk, open_functions
 from corral.app.http_cache import make_http_cache
-from corral.app.http_server import bind, serving
+from corral.app.http_server import serving
 from corral.app.log_desk import LogDesk
 from corral.app.reapi import ReapiIdentities, open_reapi
 from corral.app.start import configure_logging, read_arguments, run_process, tell
@@ -69,6 +68,7 @@ from corral.tasks.queue import Queue
 from corral.tasks.sweeper import run_sweeper
 from corral.tasks.views import TaskViews
 from corral.tenants.service import Tenants
+from corral.wire.address import bind, join_address, split_address
 from corral.wire.transport import is_loopback
 from corral.wire.v1 import door_pb2_grpc, fleet_pb2_grpc, functions_pb2_grpc
 
@@ -100,7 +100,7 @@ async def running_scheduler(config: Config) -> AsyncIterator[Addresses]:
     clock = SystemClock()
     async with AsyncExitStack() as stack:
         stack.enter_context(locked_directory(config.data, "scheduler"))
-        listener = stack.enter_context(bind(*split_address(config.scheduler.http)))
+        listener = stack.enter_context(bind(config.scheduler.http, setting="--http"))
         await migrate(config.database_url)
         database = await stack.enter_async_context(Database.open(config.database_url, config.database))
         await check_version(database)
@@ -184,7 +184,7 @@ async def running_scheduler(config: Config) -> AsyncIterator[Addresses]:
         streams = OpenStreams(limits.streams)
         services = Services(
             identities=Identities(tenants, ledger, clock),
-            tasks=TaskDesk(queue, views),
+            tasks=TaskDesk(queue, views, check_payload),
             actions=ActionDesk(actions),
             logs=log_desk,
             blobs=blobs.store,
@@ -226,7 +226,7 @@ async def running_scheduler(config: Config) -> AsyncIterator[Addresses]:
             )
         )
         grpc_host = split_address(config.scheduler.grpc)[0]
-        yield Addresses(http=_host_port(listener), grpc=_joined(grpc_host, grpc_port), reapi=reapi)
+        yield Addresses(http=_host_port(listener), grpc=join_address(grpc_host, grpc_port), reapi=reapi)
 
 
 async def serve(config: Config, stopping: asyncio.Event) -> int:
@@ -312,11 +312,7 @@ async def _metrics(views: TaskViews, fleet: Fleet, logs: LogStore, functions: Fu
 
 def _host_port(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
-    return _joined(host, port)
-
-
-def _joined(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return join_address(host, port)
 
 
 def main() -> int:

@@ -21,11 +21,14 @@ import uvloop
 
 from corral.app.config import load_config
 from corral.app.config_sections import Config
-from corral.kernel.errors import CallerError, CorralError, InvalidSpec
+from corral.kernel.errors import CallerError, CorralError, DatabaseCorrupt, InvalidSpec, UnsupportedVersion
 
 _PR_SET_PDEATHSIG: Final = 1
-_FAILED: Final = 1
-_USAGE: Final = 2
+FAILED: Final = 1
+"""Status of a process that may do better when it is started again."""
+REFUSED: Final = 2
+"""Status of a process that would end the same way again: somebody must mend what it complains about."""
+_PERMANENT: Final = (CallerError, UnsupportedVersion, DatabaseCorrupt)
 
 
 def read_arguments(role: str, *options: str) -> tuple[Config, argparse.Namespace]:
@@ -47,7 +50,7 @@ def die_with_parent(parent: int) -> None:
     """Ask the kernel to kill this process when the supervisor dies, even by SIGKILL; nothing of ours survives it."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:  # it died before we asked
-        os._exit(_FAILED)
+        os._exit(FAILED)
 
 
 def run_process(main: Callable[[asyncio.Event], Coroutine[Any, Any, int]]) -> int:
@@ -84,13 +87,13 @@ def tell(error: BaseException) -> int:
         traceback.print_exception(error)
     if not isinstance(error, CorralError):
         sys.stderr.write(f"corral: error: {type(error).__name__}: {error}\n")
-        return _FAILED
+        return FAILED
     sys.stderr.write(f"corral: error: {error.message}\n")
     if isinstance(error, InvalidSpec) and len(error.mistakes) > 1:
         sys.stderr.write("".join(f"  - {mistake}\n" for mistake in error.mistakes))
     if error.cure:
         sys.stderr.write(f"corral: hint: {error.cure}\n")
-    return _USAGE if isinstance(error, CallerError) else _FAILED
+    return REFUSED if isinstance(error, _PERMANENT) else FAILED
 
 
 def configure_logging(process: str) -> None:

@@ -16,22 +16,20 @@ from pathlib import Path
 
 import structlog
 
-from corral.app.address import split_address
 from corral.app.config_sections import Config
 from corral.app.datadir import locked_directory
-from corral.app.start import configure_logging, read_arguments, run_process, tell
+from corral.app.start import REFUSED, configure_logging, read_arguments, run_process, tell
 from corral.app.supervision import GiveUp, Restarts, died
 from corral.kernel.clock import SystemClock
 from corral.kernel.concurrency import finish
 from corral.kernel.errors import CorralError, InvalidSpec, SchedulerUnavailable
 from corral.kernel.ids import new_token
+from corral.wire.address import join_address, split_address
 from corral.wire.certificates import fingerprint_of
 
 _log = structlog.get_logger("corral.up")
 _POLL_S = 0.05
 _KILL_S = 5.0
-_USAGE = 2
-
 
 OnLine = Callable[[str], None]
 
@@ -61,7 +59,7 @@ class Child:
     async def keep_running(self, on_line: OnLine | None = None) -> None:
         """Start it, and start it again whenever it dies; ``on_line`` hears each line of its stdout.
 
-        Raises: InvalidSpec when its first start says that its configuration is wrong; SchedulerUnavailable when it died
+        Raises: InvalidSpec when its first start says that no restart will cure it; SchedulerUnavailable when it died
         too often.
         Cancellation: leaves it running; see :meth:`stop`.
         """
@@ -70,7 +68,7 @@ class Child:
             started_s = self._clock.monotonic_s()
             status = await self._run_once(on_line)
             now_s = self._clock.monotonic_s()
-            if status == _USAGE and not history.at_s:  # what was right once is right again, some time
+            if status == REFUSED and not history.at_s:  # what was right once is right again, some time
                 raise InvalidSpec(f"the {self.role} refused to start; it said why above")
             history, decision = died(history, started_s=started_s, now_s=now_s, config=self._config)
             if isinstance(decision, GiveUp):
@@ -219,7 +217,7 @@ def reachable(address: str) -> str:
     """Where this machine reaches somebody who listens at ``address``, which may be a wildcard."""
     host, port = split_address(address)
     loopback = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"[{loopback}]:{port}" if ":" in loopback else f"{loopback}:{port}"
+    return join_address(loopback, port)
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -11,7 +11,6 @@ import structlog
 
 from corral.actions.adapters.grpc_results import SchedulerResults
 from corral.actions.runner import ActionRunner
-from corral.app.address import split_address
 from corral.app.config_sections import Config
 from corral.app.own_certificate import CERTIFICATE, KEY, RESULT_SEED
 from corral.blobs.ports import BlobStore
@@ -24,6 +23,7 @@ from corral.fleet.tokens import SigningKey
 from corral.kernel.clock import Clock
 from corral.kernel.concurrency import finish
 from corral.kernel.ids import new_id
+from corral.wire.address import join_address, split_address
 from corral.wire.transport import ServerTls, WireLimits
 from corral.wire.v1 import door_pb2_grpc
 
@@ -77,8 +77,9 @@ async def worker_door(
         limits=WireLimits(message_bytes_max=_MESSAGE_BYTES_MAX),
         tls=ServerTls(certificate=str(data / CERTIFICATE), key=str(data / KEY)),
         section="worker_door",
+        setting="worker_door.listen",
     ) as port:
-        address = door.address or f"{split_address(door.listen)[0]}:{port}"
+        address = door.address or join_address(split_address(door.listen)[0], port)
         _log.info("the door is open", address=address)
         async with asyncio.TaskGroup() as group:
             telling = [group.create_task(servicer.tell_forever(), name="door:tell") for _ in range(_TELLERS)]

@@ -10,7 +10,7 @@ from typing import Final
 
 from sqlalchemy import exc
 
-from corral.kernel.errors import Conflict, CorralError, InvalidSpec, QuotaExceeded, StoreUnavailable
+from corral.kernel.errors import Conflict, CorralError, DatabaseCorrupt, InvalidSpec, QuotaExceeded, StoreUnavailable
 
 FOREIGN: Final = (
     exc.SQLAlchemyError,
@@ -59,7 +59,7 @@ def _by_sqlite_code(error: BaseException, text: str) -> CorralError | None:
         case sqlite3.SQLITE_TOOBIG:
             return InvalidSpec(_UNFIT, database=text)
         case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
-            return StoreUnavailable(
+            return DatabaseCorrupt(
                 f"the database file is damaged: {text}",
                 cure="Restore it from a backup; do not delete it.",
                 database=text,

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from corral.database.engine import Database
 from corral.kernel.concurrency import finish
-from corral.kernel.errors import CorralError, InvalidSpec, StoreUnavailable, UnsupportedVersion
+from corral.kernel.errors import CorralError, DatabaseCorrupt, InvalidSpec, StoreUnavailable, UnsupportedVersion
 
 REVISIONS: Final = ("0001", "0002", "0003", "0004", "0005")
 """Every revision that this program knows, oldest first; a test compares it with the folder of migrations."""
@@ -117,7 +117,7 @@ def _raise_answer(lines: Sequence[bytes], complaints: bytes, status: int | None)
         raise CorralError(f"upgrading the database failed with status {status}: {' '.join(last)}") from error
     if not answer.code:
         return
-    known = {each.code: each for each in (InvalidSpec, UnsupportedVersion, StoreUnavailable)}
+    known = {each.code: each for each in (InvalidSpec, UnsupportedVersion, StoreUnavailable, DatabaseCorrupt)}
     raise known.get(answer.code, CorralError)(answer.message, cure=answer.cure)
 
 

@@ -22,6 +22,7 @@
         WorkerLost          the worker's connection is gone
         SchedulerUnavailable  no scheduler answers at this address
       BlobCorrupt           never retry: stored bytes do not match their digest
+      DatabaseCorrupt       never retry: the database's file is damaged
       UnsupportedVersion    the data directory or the peer is newer than this program
 
 A command's non-zero exit, a kill by a limit and a timeout are *results*, not errors.
@@ -195,6 +196,12 @@ class BlobCorrupt(CorralError):
     """Stored bytes do not match their digest. Never retried: somebody must look."""
 
     code = "blob-corrupt"
+
+
+class DatabaseCorrupt(CorralError):
+    """The database's file is damaged, or is no database. Never retried: somebody must look."""
+
+    code = "database-corrupt"
 
 
 class UnsupportedVersion(CorralError):

@@ -48,6 +48,7 @@ async def serving(services: Services) -> AsyncIterator[int]:
             limits=limits,
             tls=config.tls,
             section="reapi.tls",
+            setting="reapi.address",
             answer=abort,
         ) as port,
     ):

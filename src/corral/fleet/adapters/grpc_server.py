@@ -13,6 +13,7 @@ from corral.fleet.model import DesiredState
 from corral.fleet.service import Attendance, Fleet, Session
 from corral.kernel.concurrency import finish
 from corral.kernel.errors import Conflict, InvalidSpec
+from corral.wire.address import check_free
 from corral.wire.server import Answer, Context, ErrorBoundary, abort
 from corral.wire.sessions import session_token
 from corral.wire.transport import ServerTls, WireLimits, is_loopback, server_credentials, server_options
@@ -91,14 +92,16 @@ async def serving(
     limits: WireLimits,
     tls: ServerTls | None = None,
     section: str = "tls",
+    setting: str = "--grpc",
     answer: Answer = abort,
 ) -> AsyncIterator[int]:
     """Serve gRPC at ``host:port`` (port 0: a free one) while the context is open; gives the port.
 
-    ``register`` are functions that add a servicer to the server; ``section`` is where ``tls`` is configured;
-    ``answer`` writes our errors. Leaving ends every call.
+    ``register`` are functions that add a servicer to the server; ``section`` is where ``tls`` is configured,
+    ``setting`` where the address is; ``answer`` writes our errors. Leaving ends every call.
 
-    Raises: InvalidSpec for plain text on an address that others can reach; Conflict when the port is taken.
+    Raises: InvalidSpec for plain text on an address that others can reach, and for one that is not this machine's;
+    Conflict when the port is taken.
     """
     credentials = server_credentials(tls)
     if credentials is None and not is_loopback(address) and not (tls is not None and tls.plain):
@@ -107,6 +110,7 @@ async def serving(
             cure=f"give {section}.certificate and {section}.key, "
             f"or say {section}.plain = true if the network itself is safe",
         )
+    check_free(address, setting=setting)
     boundary = ErrorBoundary(answer)
     for add in register:
         add(boundary)
@@ -116,7 +120,7 @@ async def serving(
             server.add_insecure_port(address) if credentials is None else server.add_secure_port(address, credentials)
         )
     except RuntimeError as error:
-        raise Conflict(f"{address} is taken by another program, or is not an address of this machine") from error
+        raise Conflict(f"{address} was taken by another process just now") from error
     await server.start()
     try:
         yield port
