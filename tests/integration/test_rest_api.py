@@ -100,7 +100,7 @@ def test_a_batch_is_accepted_whole_or_not_at_all(blue: httpx.Client) -> None:
 
     assert len(accepted.json()["tasks"]) == 2
     problem = problem_of(refused, 422, "invalid-spec")
-    assert problem["mistakes"] == ["tasks[1].payload: is missing"]
+    assert problem["mistakes"] == ["tasks[1].payload: is required"]
     assert blue.get("/tasks", params={"group": "half"}).json()["tasks"] == []
 
 
@@ -123,7 +123,7 @@ def test_all_mistakes_of_a_task_are_listed_at_once(blue: httpx.Client) -> None:
     )
 
     assert len(problem["mistakes"]) == 4
-    assert 'priorty: is not a known key; did you mean "priority"?' in problem["mistakes"]
+    assert 'priorty: there is no such key; did you mean "priority"?' in problem["mistakes"]
 
 
 def test_mistakes_in_the_payload_are_found_at_submission(blue: httpx.Client) -> None:
@@ -132,12 +132,37 @@ def test_mistakes_in_the_payload_are_found_at_submission(blue: httpx.Client) -> 
     assert any("comand" in mistake and "command" in mistake for mistake in problem["mistakes"])
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"3", b'{"tasks": []}', b'{"tasks": 3}', b"\xff\xfe"])
+NO_JSON = [b"{", b"\xff\xfe", b'{"digests": ["\xff"]}', b'{"digests": ' + b"[" * 100_000, b'{"digests": [1e999]}']
+
+
+@pytest.mark.parametrize("body", [b"", *NO_JSON, b"[]", b"3", b'{"tasks": []}', b'{"tasks": 3}'])
 def test_a_body_that_is_no_submission_is_a_problem(blue: httpx.Client, body: bytes) -> None:
     response = blue.post("/tasks", content=body)
 
     assert response.status_code in (400, 422)
     assert response.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize("body", NO_JSON)
+def test_a_body_that_is_no_json_is_the_callers_mistake_wherever_it_is_sent(blue: httpx.Client, body: bytes) -> None:
+    problem = problem_of(blue.post("/blobs/find-missing", content=body), 400, "bad-request")
+
+    assert problem["detail"].startswith("the body is not JSON: ")
+
+
+@pytest.mark.parametrize(
+    ("body", "mistake"),
+    [
+        ({"digest": []}, "digest: is not a known key"),
+        ({}, "digests: is required"),
+        ({"digests": 3}, "digests: expected array, got int"),
+        ({"digests": ["x", 3]}, "digests[1]: expected str, got int"),
+    ],
+)
+def test_a_mistake_in_a_body_is_named_by_its_key(blue: httpx.Client, body: object, mistake: str) -> None:
+    problem = problem_of(blue.post("/blobs/find-missing", json=body), 422, "invalid-spec")
+
+    assert problem["mistakes"] == [mistake]
 
 
 def test_a_body_over_the_limit_is_refused_by_name(blue: httpx.Client) -> None:

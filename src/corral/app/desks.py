@@ -21,12 +21,14 @@ from corral.doors.rest.services import Caller
 from corral.fleet.service import Fleet, Worker
 from corral.kernel.clock import Clock
 from corral.kernel.errors import InvalidSpec
+from corral.kernel.ids import is_id
 from corral.ledger.model import Page, SecurityEvent
 from corral.ledger.service import Ledger
 from corral.tasks.adapters.sql import TaskFilter
 from corral.tasks.model import Phase, Run, RunUsage, Task, TaskDefinition, TaskEvent
 from corral.tasks.ports import TenantTerms, WorkerOffer
 from corral.tasks.queue import Queue
+from corral.tasks.submission import PayloadCheck
 from corral.tasks.views import TaskViews
 from corral.tenants.model import AccessRefusal, Principal
 from corral.tenants.service import Tenants
@@ -130,9 +132,14 @@ class TenantTable:
 class TaskDesk:
     """The queue as users see it."""
 
-    def __init__(self, queue: Queue, views: TaskViews) -> None:
+    def __init__(self, queue: Queue, views: TaskViews, payload_mistakes: PayloadCheck) -> None:
         self._queue = queue
         self._views = views
+        self._payload_mistakes = payload_mistakes
+
+    def payload_mistakes(self, payload: Mapping[str, Any]) -> Sequence[str]:
+        """As sentences."""
+        return self._payload_mistakes(payload)
 
     async def submit(
         self, caller: Caller, definitions: Sequence[TaskDefinition], *, ids: Sequence[str], idempotency_key: str
@@ -149,6 +156,8 @@ class TaskDesk:
 
     async def page(self, tenant: str, *, phase: str, group: str, name: str, limit: int, after: str) -> TaskPage:
         """A page, and the cursor of the next one when this one is full."""
+        if after and not is_id(after, "task"):
+            raise _no_cursor(after)
         chosen = TaskFilter(phases=(Phase(phase),) if phase else (), group=group, name=name)
         tasks = await self._views.page(tenant, chosen, after=after, limit=limit)
         full = len(tasks) == limit
@@ -341,5 +350,9 @@ def _cursor(after: str) -> int | None:
     if not after:
         return None
     if not after.isdigit() or len(after) > 18:
-        raise InvalidSpec(f'after: "{after[:50]}" is not a cursor that a listing gave', field="after")
+        raise _no_cursor(after)
     return int(after)
+
+
+def _no_cursor(after: str) -> InvalidSpec:
+    return InvalidSpec(f'after: "{after[:50]}" is not a cursor that a listing gave', field="after")

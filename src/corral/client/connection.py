@@ -13,6 +13,7 @@ from corral import __version__
 from corral.client.errors import error_of
 from corral.client.model import Problem
 from corral.kernel.errors import CorralError, InvalidSpec, NotFound, SchedulerUnavailable
+from corral.kernel.json import MALFORMED, why_malformed
 
 T = TypeVar("T")
 DEFAULT_URL: Final = "http://127.0.0.1:7070"
@@ -109,9 +110,10 @@ class Connection:
     def _decoded(self, content: bytes, answer: type[T]) -> T:
         try:
             return msgspec.json.decode(content or b"null", type=answer)
-        except msgspec.DecodeError as error:
+        except MALFORMED as error:
             raise SchedulerUnavailable(
-                f"what answers at {self.url} is not a Corral scheduler of this version: {error}", url=self.url
+                f"what answers at {self.url} is not a Corral scheduler of this version: {why_malformed(error)}",
+                url=self.url,
             ) from error
 
     def _mapped(self) -> "_Mapped":
@@ -190,7 +192,7 @@ async def _first_bytes(response: httpx.Response) -> bytes:
 def _error(response: httpx.Response, content: bytes) -> CorralError:
     try:
         return error_of(msgspec.json.decode(content, type=Problem))
-    except msgspec.DecodeError:
+    except MALFORMED:
         return SchedulerUnavailable(
             f"{response.url.host} answered {response.status_code} {response.reason_phrase}, "
             "which is not an answer of Corral",

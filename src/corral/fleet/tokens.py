@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 
 from corral.kernel.errors import Unauthenticated
+from corral.kernel.json import MALFORMED
 
 TTL_S: Final = 300.0
 _EARLY_S: Final = 30.0
@@ -117,7 +118,7 @@ def _parts(token: str) -> tuple[_Header, RouteClaims, bytes, bytes]:
         header = msgspec.json.decode(_decoded(parts[0]), type=_Header)
         claims = msgspec.json.decode(_decoded(parts[1]), type=RouteClaims)
         return header, claims, f"{parts[0]}.{parts[1]}".encode(), _decoded(parts[2])
-    except (ValueError, msgspec.DecodeError):
+    except (ValueError, *MALFORMED):
         raise TokenRefused("malformed") from None
 
 

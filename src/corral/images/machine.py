@@ -23,6 +23,7 @@ from corral.images.model import (
     printable,
 )
 from corral.kernel.errors import InvalidSpec, Refused, TooLarge
+from corral.kernel.json import MALFORMED, why_malformed
 
 INDEX_TYPES: Final = (
     "application/vnd.oci.image.index.v1+json",
@@ -99,7 +100,7 @@ def read_document(data: bytes, *, subject: str, media_type: str = "") -> Documen
     """A manifest or an index. Raises InvalidSpec for anything else."""
     try:
         document = msgspec.json.decode(data, type=Document)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except MALFORMED as error:
         raise InvalidSpec(f"{subject}: its manifest is no manifest: {_cause(error)}") from error
     if document.schema_version != 2:
         raise InvalidSpec(f"{subject}: its manifest is of schema version {document.schema_version}; only 2 is known")
@@ -157,7 +158,7 @@ def read_image(
     _check_layers(layers, limits, subject)
     try:
         read = msgspec.json.decode(config, type=_Config)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except MALFORMED as error:
         raise InvalidSpec(f"{subject}: its configuration cannot be read: {_cause(error)}") from error
     if (read.os, read.architecture) != (platform.os, platform.architecture):
         named = printable(f"{read.os or '?'}/{read.architecture or '?'}")
@@ -209,7 +210,7 @@ def _check_layers(layers: Sequence[Descriptor], limits: ImageLimits, subject: st
 
 
 def _cause(error: Exception) -> str:
-    return printable(str(error) or type(error).__name__)
+    return printable(why_malformed(error))
 
 
 # ---- policy ----

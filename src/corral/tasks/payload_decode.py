@@ -1,4 +1,4 @@
-"""From an untyped payload to frozen sections, with *all* mistakes listed at once.
+"""From an untyped payload, or a whole submission, to frozen sections, with *all* mistakes listed at once.
 
 msgspec stops at the first mistake; a user who repairs a payload wants to hear every one. So this walks the value
 along the types of the section: containers and Structs here, leaves by msgspec. A Struct checks what its types cannot
@@ -10,6 +10,7 @@ import types
 import typing
 from collections.abc import Iterable
 from contextlib import suppress
+from enum import StrEnum
 from functools import cache
 from typing import Any, Final, TypeVar, Union, get_args, get_origin
 
@@ -57,7 +58,7 @@ def _checked(
         built = section(**decoded)
     except InvalidSpec as error:
         for text in error.mistakes:
-            mistakes.add(f"{at}.{text}")
+            mistakes.add(_below(at, text))
         return None
     return None if wrong else built
 
@@ -78,8 +79,14 @@ def unknown_key(at: str, key: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(key, names, n=1, cutoff=0.6)
     shown = key[:60]
     if near:
-        return f'{at}.{shown}: there is no such key; did you mean "{near[0]}"?'
-    return f"{at}.{shown}: there is no such key; the keys here are {', '.join(names)}"
+        return f'{_below(at, shown)}: there is no such key; did you mean "{near[0]}"?'
+    return f"{_below(at, shown)}: there is no such key; the keys here are {', '.join(names)}"
+
+
+def decode_value(value: Any, hint: type[Section], at: str, mistakes: Mistakes) -> Section | None:
+    """Build a ``hint``, which takes all keys of ``value``; None when that is impossible (then ``mistakes`` grew)."""
+    decoded = _decode(value, hint, at, mistakes)
+    return None if decoded is _WRONG else decoded
 
 
 def _fields(
@@ -89,13 +96,13 @@ def _fields(
     wrong = False
     for name, hint in _hints(section):
         if name in values:
-            value = _decode(values[name], hint, f"{at}.{name}", mistakes)
+            value = _decode(values[name], hint, _below(at, name), mistakes)
             if value is _WRONG:
                 wrong = True
             else:
                 decoded[name] = value
         elif name in _required(section):
-            mistakes.add(f"{at}.{name}: is required")
+            mistakes.add(f"{_below(at, name)}: is required")
             wrong = True
     return decoded, wrong
 
@@ -119,6 +126,9 @@ def _decode(value: Any, hint: Any, at: str, mistakes: Mistakes) -> Any:
 
 
 def _leaf(value: Any, hint: Any, at: str, mistakes: Mistakes) -> Any:
+    if isinstance(hint, type) and issubclass(hint, StrEnum) and value not in list(hint):
+        mistakes.add(f"{at}: {_shown(value)} is not one of {', '.join(hint)}")
+        return _WRONG
     try:
         return msgspec.convert(value, hint)
     except msgspec.ValidationError as error:
@@ -158,6 +168,14 @@ def _struct(value: Any, hint: type[msgspec.Struct], at: str, mistakes: Mistakes)
         return _WRONG  # its own checks compare fields with each other: a default in place of one would mislead them
     built = _checked(hint, decoded, at, mistakes, wrong=False)
     return _WRONG if built is None or unknown else built
+
+
+def _below(at: str, name: str) -> str:
+    return f"{at}.{name}" if at else name
+
+
+def _shown(value: Any) -> str:
+    return f'"{value[:60]}"' if isinstance(value, str) else _kind(value)
 
 
 def _kind(value: Any) -> str:

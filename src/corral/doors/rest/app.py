@@ -15,7 +15,7 @@ from corral import __version__
 from corral.doors.rest.actions import ActionDoor
 from corral.doors.rest.artifacts import ArtifactDoor
 from corral.doors.rest.blobs import BlobDoor
-from corral.doors.rest.entrance import RequestIds, authenticate, provide_caller, provide_services
+from corral.doors.rest.entrance import JsonRequest, RequestIds, authenticate, provide_caller, provide_services
 from corral.doors.rest.events import EventDoor
 from corral.doors.rest.fleet import WorkerDoor
 from corral.doors.rest.functions import FunctionDoor
@@ -68,6 +68,7 @@ def build_rest(services: Services, *, beside: Sequence[ControllerRouterHandler] 
             "services": Provide(provide_services, sync_to_thread=False),
             "caller": Provide(provide_caller, sync_to_thread=False),
         },
+        request_class=JsonRequest,
         middleware=[RequestIds()],
         exception_handlers={
             CorralError: on_corral_error,

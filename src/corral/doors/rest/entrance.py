@@ -9,16 +9,30 @@ from urllib.parse import urlsplit
 from litestar import Request
 from litestar.connection import ASGIConnection
 from litestar.enums import ScopeType
+from litestar.exceptions import SerializationException
 from litestar.handlers import BaseRouteHandler
 from litestar.middleware import ASGIMiddleware
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from corral.doors.rest.problems import request_id
 from corral.doors.rest.services import Caller, Services
-from corral.kernel.errors import InvalidSpec, Refused
+from corral.kernel.errors import CallerError, InvalidSpec, Refused
+from corral.kernel.json import MALFORMED, why_malformed
 
 _OF_TENANTS: Final = ("tasks", "blobs", "actions", "functions")
 _ACCEPTED_ID: Final = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
+
+
+class JsonRequest(Request[Any, Any, Any]):
+    """A request whose body may be any bytes: what is no JSON is the caller's mistake, never ours."""
+
+    async def json(self) -> Any:
+        try:
+            return await super().json()
+        except SerializationException as error:
+            raise CallerError(f"the body is not JSON: {why_malformed(error.__cause__ or error)}") from error
+        except MALFORMED as error:
+            raise CallerError(f"the body is not JSON: {why_malformed(error)}") from error
 
 
 class RequestIds(ASGIMiddleware):

@@ -1,5 +1,6 @@
 """Every error leaves as problem+json, whatever raised it: our tree, Litestar's validation and routing, or a bug."""
 
+import re
 import secrets
 from typing import Any, Final
 
@@ -21,6 +22,8 @@ from corral.kernel.errors import CallerError, CorralError, InvalidSpec, NotFound
 
 MEDIA_TYPE: Final = "application/problem+json"
 _log = structlog.get_logger("corral.rest")
+_FIELD: Final = re.compile("Object (contains unknown|missing required) field `(.*)`")
+_SAYS: Final = {"contains unknown": "is not a known key", "missing required": "is required"}
 
 
 def on_corral_error(request: Request[Any, Any, Any], error: CorralError) -> Response[bytes]:
@@ -92,7 +95,11 @@ def _mistake(extra: Any) -> str:
     if not isinstance(extra, dict):
         return str(extra)
     message, key = str(extra.get("message", "")), str(extra.get("key", ""))
-    return f"{key}: {message}" if key else message
+    text, _, where = message.partition(" - at `$.")
+    place = where.rstrip("`") or ("" if key == "data" else key)
+    if match := _FIELD.fullmatch(text):
+        return f"{place + '.' if place else ''}{match[2]}: {_SAYS[match[1]]}"
+    return f"{place or 'body'}: {text[:1].lower()}{text[1:].replace('`', '')}"
 
 
 def _response(problem: Problem, *, status: int | None = None) -> Response[bytes]:

@@ -67,7 +67,11 @@ class TaskDoor(Controller):
         """Accepts all or none."""
         if len(idempotency_key) > _KEY_CHARACTERS:
             raise InvalidSpec(f"Idempotency-Key: is longer than {_KEY_CHARACTERS} characters", field="idempotency-key")
-        sent = decode_submission(await request.body(), batch_tasks=services.limits.batch_tasks)
+        sent = decode_submission(
+            await request.body(),
+            batch_tasks=services.limits.batch_tasks,
+            check_payload=services.tasks.payload_mistakes,
+        )
         tasks = await services.tasks.submit(caller, sent.definitions, ids=sent.ids, idempotency_key=idempotency_key)
         return TaskBatch(tasks=tuple(tasks)) if sent.batch else tasks[0]
 

@@ -1,0 +1,22 @@
+"""JSON that strangers wrote: everything that decoding it can raise, and how to say it.
+
+msgspec tells a mistake of syntax or type as ``DecodeError``, but bytes that are no UTF-8 and brackets that are nested
+too deeply as errors of Python's own, which a door that knows only the first would answer with "internal error".
+"""
+
+from typing import Final
+
+import msgspec
+
+MALFORMED: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What ``msgspec.json.decode`` raises for a text that is not what was asked for, whatever that text is."""
+
+
+def why_malformed(error: BaseException) -> str:
+    """The mistake in a few words that begin small, without a full stop."""
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not UTF-8"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    text = str(error).replace("`$[...]`", "a key").replace("`", "")
+    return text[:1].lower() + text[1:]
