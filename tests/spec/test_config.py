@@ -130,11 +130,34 @@ def test_a_file_that_is_not_toml_or_not_there_is_named(tmp_path: Path) -> None:
         load_config(file=tmp_path / "absent.toml", env={})
 
 
-def test_what_is_shown_can_be_read_back_and_hides_secrets(tmp_path: Path) -> None:
-    shown = config_as_toml(load(tmp_path, '[worker]\nslots = 3\n[access]\nworker_tokens = ["a-secret-token-1"]\n'))
+SECRETS = """
+scheduler.database = "postgresql://corral:hush-database@db.example/corral"
+worker.slots = 3
+join.token = "hush-join-0123456789"
+tls = { certificate = "/etc/corral/tls.pem", key = "/etc/corral/tls.key" }
+[access]
+worker_tokens = ["hush-worker-0123456789", "hush-worker-9876543210"]
+admin_tokens = ["hush-admin-0123456789"]
+[tenants.acme]
+tokens = ["hush-tenant-0123456789"]
+secrets = { deploy = "literal:hush-secret" }
+[[blobs.tiers]]
+kind = "object-store"
+url = "s3://bucket"
+options = { region = "eu", access_key_id = "hush-id", secret_access_key = "hush-key", session_token = "hush-session" }
+[compile.remote]
+token = "hush-compile-0123456789"
+"""
 
-    assert "a-secret-token-1" not in shown
-    assert load(tmp_path, shown).worker.slots == 3
+
+def test_what_is_shown_can_be_read_back_and_hides_secrets(tmp_path: Path) -> None:
+    shown = config_as_toml(load(tmp_path, SECRETS))
+
+    assert "hush" not in shown
+    again = load(tmp_path, shown)
+    assert (again.worker.slots, again.tls.key) == (3, "/etc/corral/tls.key")
+    assert again.scheduler.database == "postgresql://corral:***@db.example/corral"
+    assert len(again.access.worker_tokens) == 2
 
 
 def test_the_reference_page_is_what_the_code_says() -> None:

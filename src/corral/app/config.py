@@ -5,6 +5,7 @@ start, and hands each part only its section. What is wrong is reported all at on
 """
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -50,10 +51,16 @@ def load_config(
     return config
 
 
+def config_tree(config: Config) -> dict[str, Any]:
+    """The whole configuration as plain values, secrets masked."""
+    tree: dict[str, Any] = _masked(msgspec.to_builtins(config))
+    return tree
+
+
 def config_as_toml(config: Config) -> str:
     """The whole configuration, secrets masked, as TOML that :func:`load_config` reads back."""
     lines: list[str] = []
-    _write_table(lines, "", msgspec.to_builtins(config))
+    _write_table(lines, "", config_tree(config))
     return "\n".join(lines).strip() + "\n"
 
 
@@ -88,7 +95,25 @@ def _summary(mistakes: list[str]) -> str:
     return mistakes[0] if len(mistakes) == 1 else f"the configuration has {len(mistakes)} mistakes"
 
 
-_SECRET_KEYS: Final = frozenset({"tokens", "token", "token_hashes", "worker_token", "worker_tokens", "secrets"})
+_SECRET: Final = re.compile("(.*_)?(tokens?|secrets?|password)|.*_secret|.*_key|(.*_)?access_key_id|secret_.*")
+"""Names of what is masked: tokens, secrets, and the keys among an object store's options (``tls.key`` is a path)."""
+_PASSWORD: Final = re.compile(r"(?<=://)([^/@]*):[^/@]*@")
+
+
+def _masked(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _hidden(each) if _SECRET.fullmatch(key) else _masked(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_masked(each) for each in value]
+    return _PASSWORD.sub(r"\1:***@", value) if isinstance(value, str) else value
+
+
+def _hidden(value: Any) -> Any:
+    if isinstance(value, dict):
+        return dict.fromkeys(value, "***")
+    if isinstance(value, list | tuple):
+        return ["***" for _ in value]
+    return "***" if value else value
 
 
 def _write_table(lines: list[str], prefix: str, table: Mapping[str, Any]) -> None:
@@ -96,13 +121,10 @@ def _write_table(lines: list[str], prefix: str, table: Mapping[str, Any]) -> Non
     if plain and prefix:
         lines.append(f"\n[{prefix}]")
     for key, value in plain.items():
-        lines.append(f"{_toml_key(key)} = {_toml_value('***' if key in _SECRET_KEYS and value else value)}")
+        lines.append(f"{_toml_key(key)} = {_toml_value(value)}")
     for key, value in table.items():
         if isinstance(value, dict):
-            name = f"{prefix}.{_toml_key(key)}" if prefix else _toml_key(key)
-            if key in _SECRET_KEYS:
-                value = dict.fromkeys(value, "***")  # noqa: PLW2901 (only what is printed is masked)
-            _write_table(lines, name, value)
+            _write_table(lines, f"{prefix}.{_toml_key(key)}" if prefix else _toml_key(key), value)
 
 
 def _toml_key(key: str) -> str:
