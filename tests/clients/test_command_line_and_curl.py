@@ -86,6 +86,24 @@ def test_scripts_can_rely_on_pipes_tabs_json_and_statuses(up: CorralProcess, tmp
     assert said[5].startswith("It got a ")
 
 
+def test_whoever_asks_for_json_gets_nothing_else_also_for_a_mistake(up: CorralProcess, tmp_path: Path) -> None:
+    script = r"""
+        corral doctor --json | field '["runtimes"][0]["name"]'
+        corral config show --json | field '["worker"]["slots"]'
+        corral run --json -- echo hello 2>log | field '["task"]["phase"]'
+        cat log
+        corral task show task_x --json 2>error || field '["code"]' <error
+        corral run --memory lots --json -- true 2>error || field '["mistakes"][0]' <error
+        corral task list --limit none --json 2>error || field '["code"]' <error
+    """
+
+    said = shell(up, script, tmp_path).splitlines()
+
+    assert said[:5] == ["bubblewrap", "8", "completed", "hello", "not-found"]
+    assert said[5].startswith('--memory: "lots" is not a size')
+    assert said[6] == "bad-request"
+
+
 def test_curl_submits_waits_reads_the_log_and_gets_a_problem_for_a_mistake(up: CorralProcess, tmp_path: Path) -> None:
     script = r"""
         api=$CORRAL_URL/api/v1

@@ -221,7 +221,7 @@ def test_a_line_of_100_mb_and_bytes_that_are_no_text_pass_a_pipe_unchanged(blue:
 
 def test_a_terminal_sees_colours_and_no_other_control_sequence(blue: Stranger) -> None:
     ours, theirs = pty.openpty()
-    script = r"printf '\033[31mred\033[0m \033]0;title\007 \033[2J \302\233c \377end\n'"
+    script = r"printf '\033[31mred\033[0m \033]0;title\007 \033[2J \302\233c \233\x32J \377end\n'"
     process = subprocess.Popen(
         [sys.executable, "-m", "corral", "run", "--quiet", "--", "sh", "-c", script],
         env={**clean_environment(), "CORRAL_URL": blue.url, "CORRAL_TOKEN": blue.token, "TERM": "xterm"},
@@ -238,7 +238,7 @@ def test_a_terminal_sees_colours_and_no_other_control_sequence(blue: Stranger) -
     assert b"\x1b[31mred\x1b[0m" in shown
     assert b"\\x1b]0;title\\x07" in shown
     assert b"\\x1b[2J" in shown
-    assert not any(control in shown for control in (b"\x1b]", b"\x1b[2J", b"\x07", b"\xc2\x9b"))
+    assert not any(control in shown for control in (b"\x1b]", b"\x1b[2J", b"\x07", b"\x9b", b"\xff"))
     assert b"end" in shown
 
 
@@ -267,6 +267,15 @@ def test_what_is_no_file_is_no_artifact_and_fetches_nothing(
     assert done.returncode == 1, done.stderr
     assert sentence in done.stderr.decode()
     assert not list(tmp_path.rglob("*")) or list(tmp_path.iterdir()) == [tmp_path / "out"]
+
+
+def test_an_output_directory_that_cannot_be_is_said_to_be_that(blue: Stranger, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    said = blue.complaint("run", "-a", "out", "-o", "file/below", "--", "touch", "out", cwd=tmp_path)
+
+    assert "file/below: cannot be written: Not a directory" in said
+    assert "--output-dir" in said
 
 
 def test_an_artifact_is_never_written_through_a_link_of_the_output_directory(blue: Stranger, tmp_path: Path) -> None:
@@ -363,21 +372,38 @@ async def test_the_sdk_raises_the_same_errors(blue: Stranger) -> None:
                 await corral.tasks.get(task_id)
 
 
-def test_a_database_from_a_newer_version_is_refused_and_left_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (
+            "UPDATE alembic_version SET version_num = '9999'",
+            "is of a newer version (9999) than this program",
+        ),
+        ("", "the database file is damaged"),
+    ],
+)
+def test_a_database_that_no_restart_can_cure_is_refused_at_once_and_left_alone(
+    tmp_path: Path, spoil: str, sentence: str
+) -> None:
     settings = ("scheduler.http=127.0.0.1:0", "scheduler.grpc=127.0.0.1:0")
     scheduler = CorralProcess("scheduler", tmp_path, *settings)
     scheduler.start()
     scheduler.stop()
     database = next(tmp_path.rglob("*.db"))
-    with closing(sqlite3.connect(database)) as connection, connection:
-        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    if spoil:
+        with closing(sqlite3.connect(database)) as connection, connection:
+            connection.execute(spoil)
+    else:
+        database.write_bytes(b"no database" * 1000)
     before = hashlib.sha256(database.read_bytes()).digest()
+    up = CorralProcess("up", tmp_path, *settings)
 
-    scheduler.start_nowait()
-    wait_until(lambda: not scheduler.process.is_running() or scheduler.process.status() == "zombie", "its end")
+    up.start_nowait()
+    wait_until(lambda: not up.process.is_running() or up.process.status() == "zombie", "its end")
 
-    said = scheduler.words()
-    assert scheduler.stop() == 1, said
-    assert "is of a newer version (9999) than this program" in said
+    said = up.words()
+    assert up.stop() == 2, said
+    assert said.count(sentence) == 1
+    assert "event=restarting" not in said
     assert "Traceback" not in said
     assert hashlib.sha256(database.read_bytes()).digest() == before

@@ -1,11 +1,13 @@
 """`corral doctor`."""
 
 import asyncio
+import logging
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
+import structlog
 import typer
 
 from corral.cli.lazy import verb_app
@@ -20,6 +22,8 @@ def doctor(
     json: Json = False,
 ) -> int:
     """Try every kind of isolation on this machine and say what works; exits with 1 when the default does not."""
+    # the report says what a line of log would; stdout is its alone
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     report = asyncio.run(examine(clock=SystemClock(), directory=directory))
     if json:
         print_json(report)

@@ -1,18 +1,16 @@
 """Follow a task to its end: its log on stdout, where it stands on the status line."""
 
 import asyncio
-import re
 import sys
 from contextlib import aclosing, suppress
 from typing import Final
 
-from corral.cli.output import note, safe_bytes
+from corral.cli.output import PARTIAL, note, safe_bytes
 from corral.cli.status import Status, waiting_text
 from corral.client import Corral, TaskView
 from corral.kernel.concurrency import background
 from corral.kernel.errors import CorralError, NotFound
 
-_PARTIAL_ESCAPE: Final = re.compile(rb"(\x1b(\[[0-9;:]*)?|\xc2)\Z")
 _WHY_EVERY_S: Final = 1.5
 
 
@@ -78,7 +76,7 @@ class Follower:
     def _write(self, piece: bytes, *, last: bool = False) -> None:
         if self._safe:
             piece, self._partial = self._partial + piece, b""
-            if not last and (match := _PARTIAL_ESCAPE.search(piece)):
+            if not last and (match := PARTIAL.search(piece)):
                 piece, self._partial = piece[: match.start()], match[0]
             piece = safe_bytes(piece)
         self._out.buffer.write(piece)

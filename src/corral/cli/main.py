@@ -9,6 +9,7 @@ import sys
 import traceback
 from typing import Annotated, Any, Final
 
+import msgspec
 import typer
 
 from corral import __version__
@@ -75,21 +76,30 @@ def main() -> None:
 
 
 def _run(arguments: list[str]) -> int:
+    ours = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    tell = _tell_json if "--json" in ours else _tell
     try:
         result: Any = app(arguments, prog_name="corral", standalone_mode=False)
     except CorralError as error:
-        return _tell(error)
+        return tell(error)
     except (KeyboardInterrupt, EOFError):
         return INTERRUPTED
     except Exception as error:  # noqa: BLE001 (the request boundary of the command line: never a traceback)
         # Typer brings its own copy of click, and only its errors know how to show themselves.
         show = getattr(error, "show", None)
-        if show is not None:
+        if show is not None and tell is _tell:
             show()
             return int(getattr(error, "exit_code", USAGE))
+        if show is not None:
+            return tell(CallerError(error.format_message()))  # type: ignore[attr-defined]
         if type(error).__name__ == "Abort":
             return INTERRUPTED
-        return _tell_bug(error)
+        return tell(
+            CorralError(
+                f"corral failed: {type(error).__name__}: {error}",
+                cure="this is a mistake in Corral; run it again with CORRAL_DEBUG=1 and report what it prints",
+            )
+        )
     return result if isinstance(result, int) else 0
 
 
@@ -102,16 +112,22 @@ def _tell(error: CorralError) -> int:
             note("", f"  - {mistake}")
     if error.cure:
         note("hint", error.cure)
+    return _status_of(error)
+
+
+def _tell_json(error: CorralError) -> int:
+    """The error as REST tells it: one line of JSON on stderr, for whoever asked for JSON."""
+    from corral.client.errors import problem_of  # noqa: PLC0415 (imports what most commands do not need)
+
+    _debug()
+    sys.stderr.write(msgspec.json.encode(problem_of(error)).decode() + "\n")
+    return _status_of(error)
+
+
+def _status_of(error: CorralError) -> int:
     if isinstance(error, SchedulerUnavailable):
         return UNREACHABLE
     return USAGE if isinstance(error, CallerError) else FAILED
-
-
-def _tell_bug(error: Exception) -> int:
-    _debug()
-    note("error", f"corral failed: {type(error).__name__}: {error}")
-    note("hint", "this is a mistake in Corral; run it again with CORRAL_DEBUG=1 and report what it prints")
-    return FAILED
 
 
 def _debug() -> None:

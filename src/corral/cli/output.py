@@ -15,7 +15,13 @@ import msgspec
 if TYPE_CHECKING:
     from rich.console import Console
 
-_CONTROL: Final = re.compile(rb"\x1b\[[0-9;:]*m|[\x00-\x08\x0b-\x1f\x7f]|\xc2[\x80-\x9f]")
+_CONTROL: Final = re.compile(
+    rb"\x1b\[[0-9;:]*m|[\x00-\x08\x0b-\x1f\x7f]|\xc2[\x80-\x9f]"
+    rb"|(?P<text>[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3})"
+    rb"|[\x80-\xff]"  # no text; 0x80 to 0x9f alone are control characters of 8-bit terminals
+)
+PARTIAL: Final = re.compile(rb"(\x1b(\[[0-9;:]*)?|[\xc2-\xdf]|[\xe0-\xef][\x80-\xbf]?|[\xf0-\xf4][\x80-\xbf]{0,2})\Z")
+"""What may be the beginning of something that :func:`safe_bytes` must see whole."""
 _ID: Final = re.compile(r"[a-z]{3,4}_[0-9a-z]{26}")
 _GUTTER: Final = 3
 _CUT_CHARACTERS: Final = 20
@@ -119,7 +125,7 @@ def print_fields(fields: Sequence[tuple[str, str]]) -> None:
 
 
 def safe_bytes(data: bytes) -> bytes:
-    """Bytes of other people that are fit for a terminal: colours stay, every other control sequence is shown as text.
+    """Bytes of other people that are fit for a terminal: text and colours stay, all else is shown as ``\\x1b``.
 
     An escape sequence could otherwise retitle, reprogram or type into the reader's terminal.
     """
@@ -136,6 +142,8 @@ def safe_text(text: str) -> str:
 
 def _shown(match: re.Match[bytes]) -> bytes:
     found = match[0]
+    if match["text"]:
+        return found
     if found == b"\r" or (_COLOUR.fullmatch(found) and colours(sys.stdout)):
         return found
     if _COLOUR.fullmatch(found):

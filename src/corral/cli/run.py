@@ -77,7 +77,8 @@ def run(
     payload["env"] = environment_of(env or [])
     payload["artifacts"] = [artifact_of(each) for each in artifacts or []]
     if cpus is not None and not math.isfinite(cpus):
-        raise InvalidSpec(f"--cpus: {cpus} is out of range", field="cpus")  # JSON could not even say it
+        # JSON could not even say it
+        raise InvalidSpec(f"--cpus: {cpus} is out of range; write for example 1.5", field="cpus")
     if timeout:
         parse_duration_s(timeout, field="--timeout")
         payload["max_run_time"] = timeout

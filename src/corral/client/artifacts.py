@@ -2,15 +2,16 @@
 
 import os
 from collections.abc import AsyncGenerator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from urllib.parse import quote
 
 from corral.blobs.ports import BlobStore
 from corral.client.connection import Connection, segment
+from corral.client.local_files import safe_target, writing
 from corral.client.model import ArtifactList, RunArtifact
 from corral.client.trees import fetch_tree
-from corral.kernel.digest import Digest
-from corral.kernel.errors import InvalidSpec, NotFound
+from corral.kernel.digest import Digest, Digester
+from corral.kernel.errors import BlobCorrupt, NotFound
 from corral.tasks.model import ArtifactKind
 
 
@@ -39,36 +40,35 @@ class Artifacts:
         """Write an artifact below ``into`` under its own name; the path that was written.
 
         Complete or absent: a file is renamed into place after its last byte.
-        Raises: InvalidSpec for a name that would leave ``into``; NotFound for an artifact that was not collected.
+        Raises: InvalidSpec for a name that would leave ``into``, or when this machine's disk refuses; NotFound for an
+        artifact that was not collected; BlobCorrupt when other bytes came than were kept.
         """
         artifact = found.artifact
         if artifact.kind is ArtifactKind.ERROR:
             raise NotFound(f"artifact {artifact.name}: {artifact.message or 'was not collected'}")
         target = safe_target(into, artifact.name)
-        if artifact.kind is ArtifactKind.DIRECTORY:
-            await fetch_tree(self._blobs, Digest.parse(artifact.digest), target)
-            return target
+        with writing(target):
+            if artifact.kind is ArtifactKind.DIRECTORY:
+                await fetch_tree(self._blobs, Digest.parse(artifact.digest), target)
+            else:
+                await self._fetch_file(task_id, found, target)
+        return target
+
+    async def _fetch_file(self, task_id: str, found: RunArtifact, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f".{target.name}.{os.getpid()}.part")
         try:
+            kept = Digest.parse(found.artifact.digest)
+            digester = Digester(kept.function)
             with partial.open("wb") as file:
-                async for piece in self.read(task_id, found.run, artifact.name):
+                async for piece in self.read(task_id, found.run, found.artifact.name):
+                    digester.update(piece)
                     file.write(piece)
-            if artifact.executable:
+            if digester.digest() != kept:
+                raise BlobCorrupt(f"artifact {found.artifact.name}: what came is not what was kept, {kept}")
+            if found.artifact.executable:
                 mode = partial.stat().st_mode
                 partial.chmod(mode | (mode & 0o444) >> 2)  # for whoever may read it
             partial.replace(target)
         finally:
             partial.unlink(missing_ok=True)
-        return target
-
-
-def safe_target(into: Path, name: str) -> Path:
-    """The path of artifact ``name`` below ``into``. Raises InvalidSpec when it would leave ``into``."""
-    pure = PurePosixPath(name)
-    if pure.is_absolute() or not pure.parts or ".." in pure.parts or "\0" in name:
-        raise InvalidSpec(f'artifact "{name}": its name leads out of {into}; it was not fetched', field="name")
-    target = into.joinpath(*pure.parts)
-    if not target.parent.resolve().is_relative_to(into.resolve()):
-        raise InvalidSpec(f'artifact "{name}": a link in {into} leads elsewhere; it was not fetched', field="name")
-    return target

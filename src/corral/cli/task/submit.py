@@ -14,6 +14,7 @@ from corral.cli.output import print_json
 from corral.cli.running import with_client
 from corral.client import Corral
 from corral.kernel.errors import InvalidSpec
+from corral.kernel.json import MALFORMED, why_malformed
 
 
 def submit(
@@ -42,9 +43,9 @@ def _read(file: str) -> Any:
         raise InvalidSpec(f"{file}: cannot be read: {error.strerror}", field="file") from error
     try:
         return tomllib.loads(data.decode()) if file.endswith(".toml") else msgspec.json.decode(data)
-    except (msgspec.DecodeError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        kind = "TOML" if file.endswith(".toml") else "JSON"
-        raise InvalidSpec(f"{'stdin' if file == '-' else file}: is not {kind}: {error}", field="file") from error
+    except (tomllib.TOMLDecodeError, *MALFORMED) as error:
+        kind, name = "TOML" if file.endswith(".toml") else "JSON", "stdin" if file == "-" else file
+        raise InvalidSpec(f"{name}: is not {kind}: {why_malformed(error)}", field="file") from error
 
 
 app = verb_app(submit)
