@@ -24,7 +24,7 @@ _CANCEL_S = 5.0
 
 
 def run(
-    command: Annotated[list[str], typer.Argument(help="The command and its arguments, after `--`.", metavar="CMD...")],
+    command: Annotated[list[str], typer.Argument(help="The command and its arguments, after `--`.", metavar="CMD")],
     image: Annotated[str, typer.Option("--image", "-i", help='"" for the host\'s read-only root.')] = "",
     inputs: Annotated[
         list[str] | None,

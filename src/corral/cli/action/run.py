@@ -24,7 +24,7 @@ _REFUSED = 1
 
 
 def run(
-    command: Annotated[list[str], typer.Argument(help="The command and its arguments, after `--`.", metavar="CMD...")],
+    command: Annotated[list[str], typer.Argument(help="The command and its arguments, after `--`.", metavar="CMD")],
     inputs: Annotated[
         list[str] | None,
         typer.Option("--input", "-I", metavar="LOCAL[:PATH]", help="A file or directory, and where it goes."),

@@ -16,7 +16,7 @@ from corral.kernel.errors import InvalidSpec
 _PLAIN: Final = ("cc", "c++", "gcc", "g++", "clang", "clang++")
 _MARK: Final = ".corral-cc"
 Directory = Annotated[str, typer.Argument(metavar="DIR", help="Where the links go; put it first on PATH.")]
-Names = Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Only these, such as arm-linux-gcc-12.")]
+Names = Annotated[list[str] | None, typer.Argument(metavar="NAME", help="Only these, such as arm-linux-gcc-12.")]
 
 
 def install_links(directory: Directory, names: Names = None) -> None:

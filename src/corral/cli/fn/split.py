@@ -14,7 +14,7 @@ from corral.kernel.errors import InvalidSpec
 
 def split(
     name: Name,
-    shares: Annotated[list[str], typer.Argument(help="Parts that sum to 100.", metavar="REVISION=PERCENT...")],
+    shares: Annotated[list[str], typer.Argument(help="Parts that sum to 100.", metavar="REVISION=PERCENT")],
     if_version: IfVersion = None,
     json: Json = False,
     url: Url = "",

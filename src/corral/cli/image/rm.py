@@ -12,7 +12,7 @@ from corral.images.service import Images
 
 
 def rm(
-    image: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="References, digests or beginnings of them.")],
+    image: Annotated[list[str], typer.Argument(metavar="IMAGE", help="References, digests or beginnings of them.")],
     data_dir: DataDir = "",
     config: ConfigFile = "",
     overrides: Set = None,

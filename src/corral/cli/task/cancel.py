@@ -13,7 +13,7 @@ from corral.kernel.errors import InvalidSpec
 
 
 def cancel(
-    task_ids: Annotated[list[str] | None, typer.Argument(help="Ids of tasks.", metavar="TASK...")] = None,
+    task_ids: Annotated[list[str] | None, typer.Argument(help="Ids of tasks.", metavar="TASK")] = None,
     group: Annotated[str, typer.Option("--group", help="All tasks of this group.")] = "",
     json: Json = False,
     url: Url = "",

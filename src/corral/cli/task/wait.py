@@ -12,7 +12,7 @@ from corral.client import Corral, Phase
 
 
 def wait(
-    task_ids: Annotated[list[str], typer.Argument(help="Ids of tasks.", metavar="TASK...")],
+    task_ids: Annotated[list[str], typer.Argument(help="Ids of tasks.", metavar="TASK")],
     json: Json = False,
     url: Url = "",
 ) -> int:
