@@ -6,8 +6,8 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, ExitStack
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 
 import grpc
 import psutil
@@ -26,7 +26,7 @@ _MIB = 1024**2
 _STREAM = 16 * _MIB
 _PIECE = _MIB
 _QUESTIONS, _BATCHES, _STREAMS = 400, 80, 16
-_HITS, _IN_FLIGHT = 4000, 16
+_HITS, IN_FLIGHT = 4000, 16
 _RSS_BOUND = 150 * _MIB
 _chance = random.Random(20)
 
@@ -115,13 +115,10 @@ async def _hits(channel: grpc.aio.Channel, *, store: bool) -> float:
     """Seconds per hit with so many calls in flight."""
     cache = ActionCacheStub(channel)
     if store:
-        outputs = _batch(4, 1000)
+        outputs, update = _stored()
         await ContentAddressableStorageStub(channel).BatchUpdateBlobs(outputs)
-        result = _result([each.digest for each in outputs.requests])
-        await cache.UpdateActionResult(
-            reapi.UpdateActionResultRequest(action_digest=_wire(b"action"), action_result=result)
-        )
-    request = reapi.GetActionResultRequest(action_digest=_wire(b"action"))
+        await cache.UpdateActionResult(update)
+    request = reapi.GetActionResultRequest(action_digest=action_digest())
 
     async def some(count: int) -> None:
         for _ in range(count):
@@ -131,9 +128,29 @@ async def _hits(channel: grpc.aio.Channel, *, store: bool) -> float:
     await some(100)
     begun = time.perf_counter()
     async with asyncio.TaskGroup() as group:
-        for _ in range(_IN_FLIGHT):
-            group.create_task(some(_HITS // _IN_FLIGHT))
+        for _ in range(IN_FLIGHT):
+            group.create_task(some(_HITS // IN_FLIGHT))
     return (time.perf_counter() - begun) / _HITS
+
+
+def action_digest() -> reapi.Digest:
+    """Of the action whose result is asked for."""
+    return _wire(b"action")
+
+
+def store_result(channel: grpc.Channel) -> None:
+    """Put a result of four outputs into a server's cache, and see that it is told."""
+    outputs, update = _stored()
+    cache = ActionCacheStub(channel)
+    ContentAddressableStorageStub(channel).BatchUpdateBlobs(outputs)
+    cache.UpdateActionResult(update)
+    assert len(cache.GetActionResult(reapi.GetActionResultRequest(action_digest=action_digest())).output_files) == 4
+
+
+def _stored() -> tuple[reapi.BatchUpdateBlobsRequest, reapi.UpdateActionResultRequest]:
+    outputs = _batch(4, 1000)
+    result = _result([each.digest for each in outputs.requests])
+    return outputs, reapi.UpdateActionResultRequest(action_digest=action_digest(), action_result=result)
 
 
 def _result(digests: Sequence[reapi.Digest]) -> reapi.ActionResult:
@@ -185,7 +202,7 @@ def measure() -> list[Row]:
         hit_s = min(uvloop.run(_hits_at(corral.reapi, store=True)) for _ in range(3))
         rss = psutil.Process(corral.process.pid).memory_info().rss
     bare_s = min(_bare_hits() for _ in range(3))
-    rows.append(at_most(f"action cache hit, {_IN_FLIGHT} in flight", hit_s, "bare grpc.aio", bare_s, times=1 / 0.9))
+    rows.append(at_most(f"action cache hit, {IN_FLIGHT} in flight", hit_s, "bare grpc.aio", bare_s, times=1 / 0.9))
     names = ("FindMissingBlobs × 100", "batch update 20 × 4 KiB", "stream write 16 MiB", "stream read 16 MiB")
     rows += [at_most(name, mine, "casd", its) for name, mine, its in zip(names, ours, theirs, strict=False)]
     rows.append(
@@ -202,10 +219,17 @@ def measure() -> list[Row]:
 
 
 def _bare_hits() -> float:
+    with running_bare() as address:
+        return uvloop.run(_hits_at(address, store=False))
+
+
+@contextmanager
+def running_bare() -> Iterator[str]:
+    """The bare server, as a process of its own; gives its address."""
     server = subprocess.Popen([sys.executable, "-m", "bench.reapi"], stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None
-        return uvloop.run(_hits_at(server.stdout.readline().strip(), store=False))
+        yield server.stdout.readline().strip()
     finally:
         server.terminate()
         server.wait(10)

@@ -3,6 +3,7 @@
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from unittest.mock import Mock
 
 import grpc
@@ -11,6 +12,7 @@ import pytest
 from corral.app.reapi import open_reapi
 from corral.blobs.adapters.memory import MemoryBlobs
 from corral.doors.reapi.config import ReapiConfig
+from corral.doors.reapi.server import serving
 from corral.doors.reapi.services import Services
 from corral.kernel.clock import SystemClock
 from corral.kernel.errors import Conflict, InvalidSpec
@@ -23,12 +25,11 @@ async def opened(address: str) -> AsyncIterator[str]:
         identities=Mock(),
         blobs=MemoryBlobs(),
         cache=Mock(),
-        actions=Mock(),
         clock=SystemClock(),
         blob_bytes=1024,
         config=ReapiConfig(address=address),
     )
-    async with open_reapi(services) as found:
+    async with open_reapi(services, partial(serving, actions=Mock())) as found:
         yield found
 
 

@@ -319,10 +319,17 @@ def make_actions(
     database: Database, queue: Queue, views: TaskViews, blobs: BlobStore, clock: Clock, limits: ActionLimits
 ) -> tuple[ActionService, SqlActionCache]:
     """The service, and the cache that wants cleaning."""
-    kept = SqlActionCache(database, blobs, clock, limits)
-    cache = RememberedResults(kept, clock, total_bytes=limits.memory_bytes, fresh_s=limits.fresh_s)
+    cache, kept = make_cache(database, blobs, clock, limits)
     executions = QueuedExecutions(database, queue, views, blobs, clock, limits, on_kept=cache.forget)
     return ActionService(cache, executions, blobs, clock, limits), kept
+
+
+def make_cache(
+    database: Database, blobs: BlobStore, clock: Clock, limits: ActionLimits
+) -> tuple[RememberedResults, SqlActionCache]:
+    """The action cache, and the part of it that wants cleaning."""
+    kept = SqlActionCache(database, blobs, clock, limits)
+    return RememberedResults(kept, clock, total_bytes=limits.memory_bytes, fresh_s=limits.fresh_s), kept
 
 
 async def keep_results_clean(cache: SqlActionCache, clock: Clock, every_s: float) -> None:

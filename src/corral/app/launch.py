@@ -11,7 +11,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any, Final
 
-ROLES: Final = ("up", "scheduler", "worker", "config_show", "image", "vm", "daemon")
+ROLES: Final = ("up", "scheduler", "reapi_process", "worker", "config_show", "image", "vm", "daemon")
 _HIDDEN: Final = ("rich", "pydantic")
 _UNUSED: Final = ("sqlalchemy.ext.asyncio.scoping", "sqlalchemy.ext.asyncio.session")
 ENVIRONMENT: Final = {"GRPC_ENABLE_FORK_SUPPORT": "0"}

@@ -1,7 +1,7 @@
 """The door for Bazel, put together: where it listens, and the tenants as it asks for them."""
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Final
 
@@ -9,7 +9,6 @@ import msgspec
 import structlog
 
 from corral.doors.reapi.config import DEFAULT_ADDRESS, OFF
-from corral.doors.reapi.server import serving
 from corral.doors.reapi.services import Services
 from corral.kernel.clock import Clock
 from corral.kernel.errors import Conflict, Unauthenticated
@@ -22,8 +21,12 @@ _OPAQUE: Final = "a valid token or certificate is needed"
 _log = structlog.get_logger("corral.reapi")
 
 
+Serving = Callable[[Services], AbstractAsyncContextManager[int]]
+"""Serves at ``reapi.address`` while a block runs; gives the port."""
+
+
 @asynccontextmanager
-async def open_reapi(services: Services) -> AsyncIterator[str]:
+async def open_reapi(services: Services, serving: Serving) -> AsyncIterator[str]:
     """Serve while the block runs; gives ``HOST:PORT``, or "" when the door stays closed.
 
     Raises: InvalidSpec, Conflict as ``doors.reapi.server.serving``; a default address that is taken is no error, so
@@ -65,6 +68,10 @@ class ReapiIdentities:
             self._tell("certificate-unknown", f'the certificate is for "{name[:100]}", which is no tenant', request_id)
             raise Unauthenticated(_OPAQUE, cure="use a certificate whose common name is your tenant's name")
         return Principal(name=f"{name}/certificate", tenant=name, scopes=self._tenants.get(name).scopes)
+
+    def tokens_needed(self) -> bool:
+        """False when callers on this machine need none."""
+        return self._tenants.tokens_needed()
 
     def may_act_for(self, caller: Principal, tenant: str) -> bool:
         """An administrator may use every tenant's instance."""

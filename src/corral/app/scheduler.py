@@ -34,12 +34,14 @@ from corral.app.http_cache import make_http_cache
 from corral.app.http_server import serving
 from corral.app.log_desk import LogDesk
 from corral.app.reapi import ReapiIdentities, open_reapi
-from corral.app.start import configure_logging, read_arguments, run_process, tell
+from corral.app.reapi_processes import serving_by_processes
+from corral.app.start import configure_logging, passed_on, read_arguments, run_process, tell
 from corral.blobs.service import keep_clean, open_store
 from corral.database.engine import Database
 from corral.database.version import check_version, migrate
 from corral.doors.http_cache.door import HttpCacheDoor, mounted
 from corral.doors.reapi.config import DEFAULT_ADDRESS, OFF
+from corral.doors.reapi.server import serving as serving_reapi
 from corral.doors.reapi.services import Services as ReapiServices
 from corral.doors.rest.app import build_rest
 from corral.doors.rest.services import OpenStreams, RestLimits, Services
@@ -91,8 +93,8 @@ class Addresses:
 
 
 @asynccontextmanager
-async def running_scheduler(config: Config) -> AsyncIterator[Addresses]:
-    """Start everything, serve while the block runs, stop in order.
+async def running_scheduler(config: Config, arguments: Sequence[str] = ()) -> AsyncIterator[Addresses]:
+    """Start everything, serve while the block runs, stop in order. ``arguments`` give a child the same configuration.
 
     Raises: InvalidSpec for addresses and configuration; Conflict when the data directory is taken;
     UnsupportedVersion for a newer database; StoreUnavailable.
@@ -110,7 +112,7 @@ async def running_scheduler(config: Config) -> AsyncIterator[Addresses]:
         tenants = Tenants(config.tenants, config.access, refused=AccessRefusals(ledger, clock).record)
         _check_addresses(config, tenants)
         blobs = await stack.enter_async_context(
-            open_store(config.blobs, data_dir=config.data, quota_bytes=partial(_quota_bytes, tenants), clock=clock)
+            open_store(config.blobs, data_dir=config.data, quota_bytes=tenants.quota_bytes, clock=clock)
         )
         book = TenantTable(tenants)
         queue = Queue(
@@ -218,21 +220,23 @@ async def running_scheduler(config: Config) -> AsyncIterator[Addresses]:
                     identities=ReapiIdentities(tenants, clock, ledger.record_nowait),
                     blobs=blobs.cache,
                     cache=actions.cache,
-                    actions=actions,
                     clock=clock,
                     blob_bytes=config.blobs.blob_bytes,
                     config=config.reapi,
-                )
+                ),
+                partial(serving_by_processes, actions=actions, supervisor=config.supervisor, arguments=arguments)
+                if config.reapi.processes
+                else partial(serving_reapi, actions=actions),
             )
         )
         grpc_host = split_address(config.scheduler.grpc)[0]
         yield Addresses(http=_host_port(listener), grpc=join_address(grpc_host, grpc_port), reapi=reapi)
 
 
-async def serve(config: Config, stopping: asyncio.Event) -> int:
+async def serve(config: Config, arguments: Sequence[str], stopping: asyncio.Event) -> int:
     """Run until told to stop; the ready line goes to stdout, where a supervisor reads it."""
     configure_logging("scheduler")
-    async with running_scheduler(config) as addresses:
+    async with running_scheduler(config, arguments) as addresses:
         sys.stdout.write(addresses.ready_line + "\n")
         sys.stdout.flush()
         _log.info("serving", http=addresses.http, grpc=addresses.grpc, data_dir=str(config.data))
@@ -282,10 +286,6 @@ def _offered(fleet: Fleet) -> set[str]:
     return {name for worker in fleet.list_workers() for name in worker.registration.runtimes}
 
 
-def _quota_bytes(tenants: Tenants, name: str) -> int | None:
-    return tenants.get(name).blob_bytes if name in tenants.names() else None
-
-
 def _record_fleet_refusal(ledger: Ledger, clock: SystemClock, kind: str, actor: str, reason: str) -> None:
     ledger.record_nowait(SecurityEvent(at_s=clock.now_s(), component="fleet", kind=kind, reason=reason, actor=actor))
 
@@ -318,7 +318,7 @@ def _host_port(listener: socket.socket) -> str:
 def main() -> int:
     """``corral.app.launch scheduler``."""
     try:
-        config, _ = read_arguments("scheduler")
+        config, arguments = read_arguments("scheduler")
     except CorralError as error:
         return tell(error)
-    return run_process(partial(serve, config))
+    return run_process(partial(serve, config, passed_on(arguments)))

@@ -46,6 +46,14 @@ def read_arguments(role: str, *options: str) -> tuple[Config, argparse.Namespace
     return load_config(file=Path(parsed.config) if parsed.config else None, flags=flags), parsed
 
 
+def passed_on(arguments: argparse.Namespace) -> list[str]:
+    """What a child must be given to read the same configuration."""
+    given = ["--config", arguments.config] if arguments.config else []
+    for override in arguments.overrides:
+        given += ["--set", override]
+    return given
+
+
 def die_with_parent(parent: int) -> None:
     """Ask the kernel to kill this process when the supervisor dies, even by SIGKILL; nothing of ours survives it."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

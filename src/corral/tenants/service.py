@@ -98,6 +98,10 @@ class Tenants:
             raise NotFound(f'there is no tenant "{name[:100]}"', tenant=name[:100])
         return self._tenants[name]
 
+    def quota_bytes(self, name: str) -> int | None:
+        """What a tenant may hold in the blob store; None when nothing of its own is set."""
+        return self._tenants[name].blob_bytes if name in self._tenants else None
+
     def secrets(self, tenant: str, names: Collection[str]) -> Mapping[str, str]:
         """Those of the named secrets that the tenant has; nothing for an unknown tenant."""
         held = self._tenants[tenant].secrets if tenant in self._tenants else {}

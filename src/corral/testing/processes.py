@@ -154,6 +154,11 @@ class CorralProcess:
                 raise AssertionError(f"{self.role} did not stop:\n{self.words()}") from None
         return self._process.returncode
 
+    def wait_ended(self, *, within_s: float) -> int:
+        """Its exit status, for one that ends by itself. Raises subprocess.TimeoutExpired."""
+        assert self._process is not None, "not started"
+        return self._process.wait(within_s)
+
     def _command(self) -> list[str]:
         command = [sys.executable, "-m", "corral", self.role, "--data-dir", str(self.data)]
         if self.role == "up":

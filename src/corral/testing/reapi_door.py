@@ -163,12 +163,14 @@ async def open_door(
         identities=ReapiIdentities(known, clock, refusals.append),
         blobs=blobs,
         cache=cache,
-        actions=ActionService(cache, queue, blobs, clock, limits),
         clock=clock,
         blob_bytes=1024**3,
         config=msgspec.structs.replace(config or ReapiConfig(), address="127.0.0.1:0"),
     )
-    async with serving(services) as port, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+    async with (
+        serving(services, ActionService(cache, queue, blobs, clock, limits)) as port,
+        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
         yield Door(port=port, channel=channel, blobs=blobs, cache=cache, queue=queue, refusals=refusals)
 
 

@@ -104,14 +104,14 @@ def is_loopback(address: str) -> bool:
         return False
 
 
-def server_options(limits: WireLimits) -> list[tuple[str, int]]:
-    """Channel arguments of a server."""
+def server_options(limits: WireLimits, *, share_port: bool = False) -> list[tuple[str, int]]:
+    """Channel arguments of a server; with ``share_port`` other processes of ours may listen at the same port."""
     return [
         *_both(limits),
         ("grpc.http2.min_ping_interval_without_data_ms", int(limits.keepalive_s * 500)),
         ("grpc.http2.max_ping_strikes", 0),
         ("grpc.max_concurrent_streams", limits.streams_max),
-        ("grpc.so_reuseport", 0),
+        ("grpc.so_reuseport", int(share_port)),
     ]
 
 

@@ -7,6 +7,7 @@ import msgspec
 from corral.wire.transport import ServerTls
 
 _MIB = 1024**2
+_PROCESSES_MAX = 256
 DEFAULT_ADDRESS: Final = "127.0.0.1:8980"
 OFF: Final = "off"
 
@@ -19,6 +20,8 @@ class ReapiConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             has it; "off" closes the door.
         tls: its certificate. With ``tls.client_ca`` every client shows a certificate whose common name is its tenant,
             and needs no token.
+        processes: how many processes of its own the door has, all at one port; 0: the scheduler's own process is the
+            door. They serve content and results by themselves and pass executions on to the scheduler.
         cache_update: take results that clients made themselves; off means that only workers fill the action cache.
         batch_bytes: most content in one batch; what is larger travels as a stream.
         batch_blobs: most digests in one request.
@@ -35,6 +38,7 @@ class ReapiConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     address: str = ""
     tls: ServerTls = ServerTls()
+    processes: int = 0
     cache_update: bool = True
     batch_bytes: int = 4 * _MIB
     batch_blobs: int = 20_000
@@ -49,6 +53,8 @@ class ReapiConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     stop_s: float = 1.0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.processes <= _PROCESSES_MAX:
+            raise ValueError(f"processes must be between 0 and {_PROCESSES_MAX}")
         if self.batch_bytes + _MIB > self.message_bytes:
             raise ValueError("batch_bytes must be at least 1 MiB under message_bytes: a batch is one message")
         if not 1024 <= self.chunk_bytes <= _MIB:

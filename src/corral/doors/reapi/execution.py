@@ -12,11 +12,11 @@ from google.protobuf.empty_pb2 import Empty
 
 from corral.actions.adapters.messages import digest_from, digest_to
 from corral.actions.model import Ended, ExecutionOutcome, ExecutionUpdate, Stage
-from corral.doors.reapi.entrance import EXECUTE, READ_RESULTS, Entrance
+from corral.doors.reapi.entrance import EXECUTE, READ_RESULTS, Admission
 from corral.doors.reapi.failures import CANCELLED, DEADLINE_EXCEEDED, status_message
 from corral.doors.reapi.inline import Inliner, Wanted
 from corral.doors.reapi.names import ON_WIRE, function_of
-from corral.doors.reapi.services import Services
+from corral.doors.reapi.services import Actions
 from corral.kernel.errors import Conflict, CorralError, NotFound
 from corral.wire.reapi import operations_pb2 as operations
 from corral.wire.reapi import operations_pb2_grpc as operations_grpc
@@ -37,9 +37,9 @@ _INFIX: Final = "/operations/"
 class ExecutionServicer(reapi_grpc.ExecutionServicer):
     """Streams one operation per change of stage; the last one carries the answer."""
 
-    def __init__(self, entrance: Entrance, services: Services, inliner: Inliner) -> None:
+    def __init__(self, entrance: Admission, actions: Actions, inliner: Inliner) -> None:
         self._entrance = entrance
-        self._actions = services.actions
+        self._actions = actions
         self._inliner = inliner
 
     async def Execute(self, request: reapi.ExecuteRequest, context: Context) -> AsyncIterator[operations.Operation]:
@@ -73,9 +73,9 @@ class ExecutionServicer(reapi_grpc.ExecutionServicer):
 class OperationsServicer(operations_grpc.OperationsServicer):
     """GetOperation, for clients that poll; CancelOperation."""
 
-    def __init__(self, entrance: Entrance, services: Services, inliner: Inliner) -> None:
+    def __init__(self, entrance: Admission, actions: Actions, inliner: Inliner) -> None:
         self._entrance = entrance
-        self._actions = services.actions
+        self._actions = actions
         self._inliner = inliner
 
     async def GetOperation(self, request: operations.GetOperationRequest, context: Context) -> operations.Operation:

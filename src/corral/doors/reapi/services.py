@@ -24,6 +24,10 @@ class Identities(Protocol):
         """The tenant that a verified client certificate names. Raises Unauthenticated, recorded too."""
         ...
 
+    def tokens_needed(self) -> bool:
+        """False when callers on this machine need none."""
+        ...
+
     def may_act_for(self, caller: Principal, tenant: str) -> bool:
         """Whether ``tenant``, which is not the caller's own, is one that an administrator may stand in for."""
         ...
@@ -47,12 +51,11 @@ class Actions(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
-    """Everything the door needs, put together by the composition root."""
+    """Everything that the door needs besides executions, put together by the composition root."""
 
     identities: Identities
     blobs: BlobStore
     cache: ActionCache
-    actions: Actions
     clock: Clock
     blob_bytes: int
     config: ReapiConfig

@@ -94,11 +94,14 @@ async def serving(
     section: str = "tls",
     setting: str = "--grpc",
     answer: Answer = abort,
+    share_port: bool = False,
 ) -> AsyncIterator[int]:
-    """Serve gRPC at ``host:port`` (port 0: a free one) while the context is open; gives the port.
+    """Serve gRPC at ``host:port`` (port 0: a free one) or ``unix:path`` while the context is open; gives the port.
 
     ``register`` are functions that add a servicer to the server; ``section`` is where ``tls`` is configured,
-    ``setting`` where the address is; ``answer`` writes our errors. Leaving ends every call.
+    ``setting`` where the address is; ``answer`` writes our errors. With ``share_port`` several processes of ours listen
+    at one port, which whoever started them has found free, and the kernel spreads connections over them. Leaving ends
+    every call.
 
     Raises: InvalidSpec for plain text on an address that others can reach, and for one that is not this machine's;
     Conflict when the port is taken.
@@ -110,11 +113,12 @@ async def serving(
             cure=f"give {section}.certificate and {section}.key, "
             f"or say {section}.plain = true if the network itself is safe",
         )
-    check_free(address, setting=setting)
+    if not (share_port or address.startswith("unix:")):
+        check_free(address, setting=setting)
     boundary = ErrorBoundary(answer)
     for add in register:
         add(boundary)
-    server = grpc.aio.server(handlers=[boundary], options=server_options(limits))
+    server = grpc.aio.server(handlers=[boundary], options=server_options(limits, share_port=share_port))
     try:
         port = (
             server.add_insecure_port(address) if credentials is None else server.add_secure_port(address, credentials)
