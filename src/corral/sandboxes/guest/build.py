@@ -177,11 +177,15 @@ def _publish(directory: Path, manifest: KitManifest, files: Mapping[str, bytes])
         shutil.rmtree(leftover, ignore_errors=True)
     if not place.exists():
         fresh = Path(tempfile.mkdtemp(prefix=".kit-", dir=directory))
-        for name, content in files.items():
-            (fresh / name).write_bytes(content)
-        (fresh / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2))
-        fresh.chmod(0o755)
-        fresh.rename(place)
+        try:
+            for name, content in files.items():
+                (fresh / name).write_bytes(content)
+            (fresh / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2))
+            fresh.chmod(0o755)
+            fresh.rename(place)
+        except OSError:
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise
     link = directory / f".{CURRENT}-{os.getpid()}"
     link.unlink(missing_ok=True)
     link.symlink_to(place.name)

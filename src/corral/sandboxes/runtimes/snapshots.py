@@ -5,15 +5,16 @@ half made. None outlives its worker: whoever knew their names is gone with it. A
 nobody but root may read the directory, and nobody but its tenant gets it back (``Note.tenant``).
 """
 
+import errno
 import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import msgspec
 
@@ -154,15 +155,29 @@ def _size_of(place: Path) -> int:
 
 def _taken_over(source: Path, place: Path) -> Digest:
     """Move a file of a jail out of it. What a jail holds is its inmate's: a link leads nowhere from here."""
-    os.rename(source, place)
-    descriptor = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
-            raise SandboxFailed(f"{source.name} of the snapshot is no ordinary file")
+    try:
+        os.rename(source, place)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        with _ordinary(source, source.name) as file, place.open("xb") as copy:
+            shutil.copyfileobj(file, copy, _PIECE_BYTES)
+        source.unlink()
+    with _ordinary(place, source.name) as file:
+        descriptor = file.fileno()
         os.fchown(descriptor, os.geteuid(), os.getegid())
         os.fchmod(descriptor, 0o444)
         digester = Digester()
         while piece := file.read(_PIECE_BYTES):
             digester.update(piece)
     return digester.digest()
+
+
+@contextmanager
+def _ordinary(path: Path, name: str) -> Iterator[BinaryIO]:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+            raise SandboxFailed(f"{name} of the snapshot is no ordinary file")
+        yield file
