@@ -1,6 +1,5 @@
 """Virtual machines, emulated: a boot against bare QEMU, a clone of a template, execs, and what clones share."""
 
-import asyncio
 import os
 import socket
 import subprocess
@@ -10,6 +9,8 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
+
+import uvloop
 
 from bench.report import Row, at_most, p50
 from corral.kernel.clock import SystemClock
@@ -46,7 +47,7 @@ def measure() -> Sequence[Row]:
         (root := Path(folder) / "root").mkdir()
         sample_root.build(root, ("true", "sh"))
         Path(folder).chmod(0o755)
-        return asyncio.run(_rows(Path(folder), str(root), open_kit(kits())))
+        return uvloop.run(_rows(Path(folder), str(root), open_kit(kits())))
 
 
 async def _rows(work: Path, root: str, kit: GuestKit) -> list[Row]:
