@@ -1,9 +1,6 @@
 """TLS between scheduler and worker, with certificates made here: pinned, from a CA, both ways, and refused."""
 
 import asyncio
-import datetime
-import hashlib
-import ipaddress
 import stat
 import subprocess
 import sys
@@ -18,7 +15,6 @@ import httpx
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from corral.fleet.adapters.grpc_link import LinkConfig, SchedulerLink
 from corral.fleet.adapters.grpc_server import FleetServicer, serving
@@ -28,6 +24,7 @@ from corral.fleet.ports import QueueHooks
 from corral.fleet.service import Fleet
 from corral.kernel.clock import SystemClock
 from corral.kernel.concurrency import Signal
+from corral.testing.certificates import Identity, issue
 from corral.testing.processes import (
     CorralProcess,
     clean_environment,
@@ -42,50 +39,6 @@ from corral.wire.v1 import fleet_pb2_grpc
 
 pytestmark = pytest.mark.timeout(180)
 needs_agent = pytest.mark.skipif(bool(why_no_agent()), reason=why_no_agent() or "there is an agent")
-
-
-@dataclass
-class Identity:
-    """A certificate and its key, as files."""
-
-    name: str
-    certificate: x509.Certificate
-    private: ec.EllipticCurvePrivateKey
-    crt: Path
-    key: Path
-
-    @property
-    def fingerprint(self) -> str:
-        return hashlib.sha256(self.certificate.public_bytes(serialization.Encoding.DER)).hexdigest()
-
-
-def issue(folder: Path, name: str, *, by: Identity | None = None, ca: bool = False, names: bool = True) -> Identity:
-    private = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-    now = datetime.datetime.now(datetime.UTC)
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(by.certificate.subject if by else subject)
-        .public_key(private.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
-    )
-    if names:
-        alternatives = [x509.DNSName(name), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-        builder = builder.add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
-    certificate = builder.sign(by.private if by else private, hashes.SHA256())
-    made = Identity(name, certificate, private, folder / f"{name}.crt", folder / f"{name}.key")
-    made.crt.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    made.key.write_bytes(
-        private.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-    )
-    made.key.chmod(0o600)
-    return made
 
 
 @dataclass

@@ -14,7 +14,9 @@ class RestRoutes:
     """See ``compile.remote.model.Routes``."""
 
     def __init__(self, config: RemoteConfig, environment: Mapping[str, str]) -> None:
-        self._connection = Connection(config.scheduler, config.secret(environment))
+        self._connection = Connection(
+            config.scheduler, config.secret(environment), ca_file=config.ca_file, fingerprint=config.fingerprint
+        )
 
     async def route(self, *, image: str, slots: int, avoid: Collection[str]) -> Sequence[WorkerRoute]:
         asked = RouteRequest(image=image, slots=slots, avoid=tuple(avoid))

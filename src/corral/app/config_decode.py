@@ -19,7 +19,9 @@ from corral.kernel.units import parse_duration_s, parse_size
 
 T = TypeVar("T")
 _PREFIX: Final = "CORRAL_"
-_NOT_CONFIGURATION: Final = frozenset({"CORRAL_CONFIG", "CORRAL_URL", "CORRAL_TOKEN", "CORRAL_DEBUG", "CORRAL_AGENT"})
+_NOT_CONFIGURATION: Final = frozenset(
+    f"CORRAL_{name}" for name in ("CONFIG", "URL", "TOKEN", "CA_FILE", "FINGERPRINT", "DEBUG", "AGENT")
+)
 """Variables with a meaning of their own; they name no configuration key. Nor do those of the compiler wrapper."""
 _WRAPPER: Final = "CORRAL_CC_"
 

@@ -35,7 +35,7 @@ from corral.tasks.plugins.watchdog import WatchdogConfig
 from corral.tasks.run_config import RunConfig, WorkerConfig
 from corral.tenants.model import AccessConfig, TenantConfig
 from corral.wire.address import address_problem
-from corral.wire.transport import ServerTls, WireLimits
+from corral.wire.transport import ServerTls, WireLimits, is_loopback
 
 
 def _default_data_dir() -> str:
@@ -63,6 +63,26 @@ class HttpConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     stop_s: float = 3.0
 
 
+class HttpTls(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the REST door shows who it is.
+
+    Attributes:
+        certificate, key: paths of PEM files. Without them: those of ``tls`` where other machines can reach
+            ``scheduler.http``, and plain text on loopback.
+        plain: speak plain text although other machines can reach the address; it must be said on purpose.
+    """
+
+    certificate: str = ""
+    key: str = ""
+    plain: bool = False
+
+    def __post_init__(self) -> None:
+        if bool(self.certificate) != bool(self.key):
+            raise ValueError("certificate and key belong together: give both or none")
+        if self.certificate and self.plain:
+            raise ValueError("certificate and plain contradict each other: give one of them")
+
+
 class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The scheduler process.
 
@@ -70,12 +90,14 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         http: address of REST, ``HOST:PORT``; port 0 takes a free one.
         grpc: address for workers, ``HOST:PORT``; port 0 takes a free one.
         database: ``sqlite:///PATH`` or ``postgresql://…``; "" is ``corral.db`` in the data directory.
+        http_tls: certificate of the REST door.
         http_limits: limits of the REST door.
     """
 
     http: str = "127.0.0.1:7070"
     grpc: str = "127.0.0.1:7071"
     database: str = ""
+    http_tls: HttpTls = HttpTls()
     http_limits: HttpConfig = HttpConfig()
 
     def __post_init__(self) -> None:
@@ -226,16 +248,17 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """Where the state is kept."""
         return self.scheduler.database or f"sqlite:///{self.data / 'corral.db'}"
 
+    @property
+    def http_tls(self) -> HttpTls:
+        """What the REST door really shows."""
+        own = self.scheduler.http_tls
+        if own.certificate or own.plain or is_loopback(self.scheduler.http):
+            return own
+        return HttpTls(certificate=self.tls.certificate, key=self.tls.key)
+
     def contradictions(self) -> list[str]:
         """Settings that are right by themselves and wrong together."""
-        found = []
-        if self.scheduler.http == self.scheduler.grpc and not self.scheduler.http.endswith(":0"):
-            found.append(f"scheduler.http and scheduler.grpc are both {self.scheduler.http}; they need two ports")
-        reapi = self.reapi.address or DEFAULT_ADDRESS
-        if reapi != OFF and (problem := address_problem(reapi)):
-            found.append(f"reapi.address: {problem}")
-        if reapi in (self.scheduler.http, self.scheduler.grpc) and not reapi.endswith(":0"):
-            found.append(f"reapi.address and the scheduler's own addresses are both {reapi}; they need two ports")
+        found = self._address_contradictions()
         if self.http_cache.shared and self.tenants and self.http_cache.shared not in self.tenants:
             found.append(f'http_cache.shared: "{self.http_cache.shared}" is not among the tenants')
         if self.plugins.livelog.log_bytes_max < self.logs.log_bytes_max:
@@ -252,4 +275,22 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             found.append(f'runs.runtime "{self.runs.runtime}" is not in runtimes.names ({offered})')
         if self.pool.max < self.worker.slots:
             found.append(f"pool.max ({self.pool.max}) must be at least worker.slots ({self.worker.slots})")
+        return found
+
+    def _address_contradictions(self) -> list[str]:
+        found = []
+        if self.scheduler.http == self.scheduler.grpc and not self.scheduler.http.endswith(":0"):
+            found.append(f"scheduler.http and scheduler.grpc are both {self.scheduler.http}; they need two ports")
+        reapi = self.reapi.address or DEFAULT_ADDRESS
+        if reapi != OFF and (problem := address_problem(reapi)):
+            found.append(f"reapi.address: {problem}")
+        if reapi in (self.scheduler.http, self.scheduler.grpc) and not reapi.endswith(":0"):
+            found.append(f"reapi.address and the scheduler's own addresses are both {reapi}; they need two ports")
+        shown = self.http_tls
+        if not (shown.certificate or shown.plain or is_loopback(self.scheduler.http)):
+            found.append(
+                f"scheduler.http: {self.scheduler.http} can be reached from other machines, and no TLS certificate is "
+                "configured; give scheduler.http_tls.certificate and key, or say scheduler.http_tls.plain = true if "
+                "the network itself is safe"
+            )
         return found

@@ -11,7 +11,10 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any, Final
 
-ROLES: Final = ("up", "scheduler", "reapi_process", "worker", "config_show", "image", "vm", "daemon")
+ROLES: Final = (
+    *("up", "scheduler", "reapi_process", "worker", "daemon"),
+    *("config_show", "certificate", "image", "vm"),
+)
 _HIDDEN: Final = ("rich", "pydantic")
 _UNUSED: Final = ("sqlalchemy.ext.asyncio.scoping", "sqlalchemy.ext.asyncio.session")
 ENVIRONMENT: Final = {"GRPC_ENABLE_FORK_SUPPORT": "0"}

@@ -9,7 +9,9 @@ import asyncio
 import os
 import secrets
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
@@ -57,20 +59,29 @@ def result_key(directory: Path) -> str:
 def make(directory: Path, name: str) -> None:
     """Write what is missing: a key with a certificate for ``name``, and a key for results; for their owner's eyes."""
     if not (directory / CERTIFICATE).exists() or not (directory / KEY).exists():
-        _make_certificate(directory, name)
+        names = (name.replace("_", "-"),)
+        write_certificate(directory / CERTIFICATE, directory / KEY, common_name=name, names=names)
     if not (directory / RESULT_SEED).exists() or not (directory / RESULT_KEY).exists():
         seed = secrets.token_bytes(32)
         _write(directory / RESULT_SEED, seed.hex().encode())
         _write(directory / RESULT_KEY, SigningKey(seed).public.hex().encode())
 
 
-def _make_certificate(directory: Path, name: str) -> None:
+def write_certificate(
+    certificate_file: Path, key_file: Path, *, common_name: str, names: Sequence[str], addresses: Sequence[str] = ()
+) -> None:
+    """A new key, readable for its owner alone, and a certificate that it signs itself, good for ten years.
+
+    ``names`` are host names and ``addresses`` IP addresses that it is for. Raises OSError.
+    """
     from cryptography import x509  # noqa: PLC0415 - heavy, and only this process needs it
     from cryptography.hazmat.primitives import hashes, serialization  # noqa: PLC0415
     from cryptography.hazmat.primitives.asymmetric import ec  # noqa: PLC0415
 
     key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, common_name)])
+    good_for: list[x509.GeneralName] = [x509.DNSName(each) for each in names]
+    good_for += [x509.IPAddress(ip_address(each)) for each in addresses]
     now = datetime.fromtimestamp(SystemClock().now_s(), tz=UTC)
     certificate = (
         x509.CertificateBuilder()
@@ -80,15 +91,15 @@ def _make_certificate(directory: Path, name: str) -> None:
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(days=1))
         .not_valid_after(now + _VALID)
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name.replace("_", "-"))]), critical=False)
+        .add_extension(x509.SubjectAlternativeName(good_for), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .sign(key, hashes.SHA256())
     )
     private = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    _write(directory / KEY, private)
-    _write(directory / CERTIFICATE, certificate.public_bytes(serialization.Encoding.PEM))
+    _write(key_file, private)
+    _write(certificate_file, certificate.public_bytes(serialization.Encoding.PEM))
 
 
 def _write(path: Path, content: bytes) -> None:

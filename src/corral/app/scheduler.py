@@ -84,12 +84,13 @@ class Addresses:
     http: str
     grpc: str
     reapi: str = ""
+    tls: bool = False
 
     @property
     def ready_line(self) -> str:
         """What clients and scripts look for."""
         bazel = f" reapi={self.reapi}" if self.reapi else ""
-        return f"ready http=http://{self.http} grpc={self.grpc}{bazel}"
+        return f"ready http={'https' if self.tls else 'http'}://{self.http} grpc={self.grpc}{bazel}"
 
 
 @asynccontextmanager
@@ -211,7 +212,9 @@ async def running_scheduler(config: Config, arguments: Sequence[str] = ()) -> As
             caches = make_http_cache(database, blobs.cache, clock, config.http_cache, config.data)
             loops.start(caches.keep_clean(), name="http-cache:clean")
             beside.append(mounted(HttpCacheDoor(caches, blobs.cache, services.identities, tenants=tenants.names())))
-        await stack.enter_async_context(serving(listener, build_rest(services, beside=beside), stop_s=limits.stop_s))
+        application = build_rest(services, beside=beside)
+        http_tls = config.http_tls
+        await stack.enter_async_context(serving(listener, application, stop_s=limits.stop_s, tls=http_tls))
         stack.callback(streams.break_off)
         stack.callback(functions.stop)
         reapi = await stack.enter_async_context(
@@ -230,7 +233,12 @@ async def running_scheduler(config: Config, arguments: Sequence[str] = ()) -> As
             )
         )
         grpc_host = split_address(config.scheduler.grpc)[0]
-        yield Addresses(http=_host_port(listener), grpc=join_address(grpc_host, grpc_port), reapi=reapi)
+        yield Addresses(
+            http=_host_port(listener),
+            grpc=join_address(grpc_host, grpc_port),
+            reapi=reapi,
+            tls=bool(http_tls.certificate),
+        )
 
 
 async def serve(config: Config, arguments: Sequence[str], stopping: asyncio.Event) -> int:

@@ -6,6 +6,7 @@ runs can still report; then the scheduler.
 
 import asyncio
 import os
+import ssl
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ from corral.kernel.concurrency import finish
 from corral.kernel.errors import CorralError, InvalidSpec, SchedulerUnavailable
 from corral.kernel.ids import new_token
 from corral.wire.address import join_address, split_address
-from corral.wire.certificates import fingerprint_of
+from corral.wire.certificates import fingerprint_of, trusting_only
 
 _POLL_S = 0.05
 _KILL_S = 5.0
@@ -39,6 +40,7 @@ class Supervisor:
         self._ready_file = ready_file
         self._token = new_token()
         self._http = config.scheduler.http
+        self._scheme = "http"
         self._grpc = config.scheduler.grpc
         self._reapi = ""
         self._listening = asyncio.Event()
@@ -70,7 +72,7 @@ class Supervisor:
         try:
             async with asyncio.timeout(self._config.supervisor.ready_s):
                 await self._listening.wait()
-                while not await _answers_ready(self._http):  # noqa: ASYNC110 (another process; nothing to wait on)
+                while not await _answers_ready(self._http, self._tls()):  # noqa: ASYNC110 (another process; nothing to wait on)
                     await asyncio.sleep(_POLL_S)
         except TimeoutError:
             raise SchedulerUnavailable(
@@ -78,7 +80,7 @@ class Supervisor:
                 cure="the words of scheduler and worker are above",
             ) from None
         bazel = f" reapi={self._reapi}" if self._reapi else ""
-        line = f"ready http=http://{self._http} grpc={self._grpc}{bazel}\n"
+        line = f"ready http={self._scheme}://{self._http} grpc={self._grpc}{bazel}\n"
         if self._ready_file:
             write_atomically(Path(self._ready_file), line)
         sys.stdout.write(line)
@@ -97,9 +99,13 @@ class Supervisor:
         """The scheduler says where it listens; after a restart it takes the same ports again."""
         words = dict(word.partition("=")[::2] for word in line.split())
         if line.startswith("ready ") and "http" in words and "grpc" in words:
-            self._http, self._grpc = words["http"].removeprefix("http://"), words["grpc"]
+            self._scheme, _, self._http = words["http"].partition("://")
+            self._grpc = words["grpc"]
             self._reapi = words.get("reapi", "")
             self._listening.set()
+
+    def _tls(self) -> ssl.SSLContext | None:
+        return trusting_only(Path(self._config.http_tls.certificate)) if self._scheme == "https" else None
 
     def _scheduler_arguments(self) -> Sequence[str]:
         reapi = ("--set", f"reapi.address={self._reapi}") if self._config.reapi.address and self._reapi else ()
@@ -139,12 +145,12 @@ def write_atomically(path: Path, text: str) -> None:
         raise InvalidSpec(f"--ready-file {path}: {error.strerror}", field="ready-file") from error
 
 
-async def _answers_ready(address: str) -> bool:
+async def _answers_ready(address: str, tls: ssl.SSLContext | None) -> bool:
     """Ask ``/ready`` by hand: an HTTP library would cost this process more memory than all the rest."""
     host, port = split_address(reachable(address))
     try:
         async with asyncio.timeout(2.0):
-            reader, writer = await asyncio.open_connection(host, port)
+            reader, writer = await asyncio.open_connection(host, port, ssl=tls)
             try:
                 writer.write(b"GET /ready HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
                 return b" 200 " in await reader.readline()

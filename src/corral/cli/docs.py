@@ -18,9 +18,10 @@ This page is generated from the code (`python -m corral.cli.docs > docs/referenc
 - **Output**: stdout holds what was asked for and nothing else; on a terminal tables, in a pipe lines with tabs, with
   `--json` one JSON document. Mistakes go to stderr: a sentence and its cure, with `--json` one line of JSON as REST
   answers it (`code`, `detail`, `cause`, `cure`, `mistakes`, `retryable`).
-- **Environment**: `CORRAL_URL` and `CORRAL_TOKEN` say which scheduler, and who you are; `NO_COLOR` is respected;
-  `CORRAL_DEBUG=1` shows the trace of a failure. `CORRAL_CONFIG` and `CORRAL_<SECTION>__<KEY>` configure what `up`,
-  `scheduler`, `worker`, `image` and `vm` start ([configuration](configuration.md)).
+- **Environment**: `CORRAL_URL` and `CORRAL_TOKEN` say which scheduler, and who you are; `CORRAL_FINGERPRINT` or
+  `CORRAL_CA_FILE` how an `https://` scheduler's certificate is checked; `NO_COLOR` is respected; `CORRAL_DEBUG=1` shows
+  the trace of a failure. `CORRAL_CONFIG` and `CORRAL_<SECTION>__<KEY>` configure what `up`, `scheduler`, `worker`,
+  `image` and `vm` start ([configuration](configuration.md)).
 - **Completion**: `corral --install-completion`, for bash, zsh and fish.
 
 Every command knows `--help`.

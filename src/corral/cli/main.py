@@ -42,6 +42,7 @@ VERBS: Final = {
     "doctor": Verb("corral.cli.doctor", "Try every kind of isolation on this machine and say what works.", _OPERATE),
     "audit": Verb("corral.cli.audit.group", "Who ran what.", _OPERATE),
     "token": Verb("corral.cli.token.group", "Make tokens for tenants and workers.", _OPERATE),
+    "certificate": Verb("corral.cli.certificate.group", "Make certificates for schedulers, and read them.", _OPERATE),
     "config": Verb("corral.cli.config.group", "Show or check the configuration.", _OPERATE),
 }
 

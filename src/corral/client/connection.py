@@ -12,6 +12,7 @@ import msgspec
 from corral import __version__
 from corral.client.errors import error_of
 from corral.client.model import Problem
+from corral.client.trust import tls_context, tls_failure
 from corral.kernel.errors import CorralError, InvalidSpec, NotFound, SchedulerUnavailable
 from corral.kernel.json import MALFORMED, why_malformed
 
@@ -22,14 +23,22 @@ _LONGEST_PROBLEM: Final = 64 * 1024
 
 
 class Connection:
-    """Requests to ``url`` with ``token``; defaults come from CORRAL_URL and CORRAL_TOKEN.
+    """Requests to ``url`` with ``token``; what is not given comes from CORRAL_URL, CORRAL_TOKEN, CORRAL_CA_FILE and
+    CORRAL_FINGERPRINT.
 
-    ``timeout_s`` bounds each connect and each pause between bytes, not a whole stream.
+    An ``https://`` scheduler shows a certificate of a CA that this machine trusts, or of the one in ``ca_file`` (PEM),
+    or the one whose SHA-256 is ``fingerprint``. ``timeout_s`` bounds each connect and each pause between bytes, not a
+    whole stream. Raises InvalidSpec.
     """
 
-    def __init__(self, url: str = "", token: str = "", *, timeout_s: float = 30.0) -> None:
+    def __init__(
+        self, url: str = "", token: str = "", *, ca_file: str = "", fingerprint: str = "", timeout_s: float = 30.0
+    ) -> None:
         self.url = (url or os.environ.get("CORRAL_URL", "") or DEFAULT_URL).rstrip("/")
         token = token or os.environ.get("CORRAL_TOKEN", "")
+        if not (ca_file or fingerprint):
+            ca_file, fingerprint = os.environ.get("CORRAL_CA_FILE", ""), os.environ.get("CORRAL_FINGERPRINT", "")
+        tls = tls_context(self.url, ca_file=ca_file, fingerprint=fingerprint)
         headers = {"user-agent": f"corral/{__version__}"}
         if token:
             headers["authorization"] = f"Bearer {token}"
@@ -37,6 +46,7 @@ class Connection:
             self._http = httpx.AsyncClient(
                 base_url=self.url,
                 headers=headers,
+                verify=tls or False,  # plain text: nothing to verify, and no CAs to load
                 timeout=httpx.Timeout(timeout_s, connect=min(5.0, timeout_s)),
                 limits=httpx.Limits(max_connections=64, max_keepalive_connections=16),
                 trust_env=False,  # a proxy from the environment must not see a scheduler on loopback
@@ -149,6 +159,8 @@ class _Mapped:
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if isinstance(error, httpx.HTTPError) and (failure := tls_failure(self._url, error)) is not None:
+            raise failure from error
         if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
             raise SchedulerUnavailable(
                 f"no scheduler answers at {self._url}",
@@ -161,10 +173,17 @@ class _Mapped:
             raise SchedulerUnavailable(
                 f"the scheduler at {self._url} did not answer in time ({type(error).__name__})", url=self._url
             ) from error
+        if isinstance(error, httpx.RemoteProtocolError) and "illegal" in str(error):
+            raise SchedulerUnavailable(
+                f"what answers at {self._url} does not speak HTTP",
+                cure="write the address that `corral up` calls http=…; with a certificate it begins with https://",
+                url=self._url,
+            ) from error
         if isinstance(error, httpx.HTTPError | httpx.StreamError):
             raise SchedulerUnavailable(
                 f"the connection to the scheduler at {self._url} broke: {str(error) or type(error).__name__}",
-                cure="try again; if it stays so, look at the scheduler's log",
+                cure="try again; if it stays so, look at the scheduler's log, "
+                "and whether its address begins with https://",
                 url=self._url,
             ) from error
 

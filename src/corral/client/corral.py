@@ -16,7 +16,9 @@ from corral.client.upload import Uploads
 class Corral:
     """A client of one scheduler; use it as ``async with Corral() as corral``.
 
-    ``url`` defaults to CORRAL_URL, else ``http://127.0.0.1:7070``; ``token`` to CORRAL_TOKEN.
+    ``url`` defaults to CORRAL_URL, else ``http://127.0.0.1:7070``; ``token`` to CORRAL_TOKEN. The certificate of an
+    ``https://`` scheduler comes from a CA that this machine trusts, unless ``ca_file`` (CORRAL_CA_FILE) names another,
+    or ``fingerprint`` (CORRAL_FINGERPRINT) is its SHA-256.
 
     Attributes:
         tasks: submit, look, wait, cancel, run again.
@@ -30,8 +32,10 @@ class Corral:
         records: audit rows, security events, version.
     """
 
-    def __init__(self, url: str = "", token: str = "", *, timeout_s: float = 30.0) -> None:
-        self._connection = Connection(url, token, timeout_s=timeout_s)
+    def __init__(
+        self, url: str = "", token: str = "", *, ca_file: str = "", fingerprint: str = "", timeout_s: float = 30.0
+    ) -> None:
+        self._connection = Connection(url, token, ca_file=ca_file, fingerprint=fingerprint, timeout_s=timeout_s)
         self.blobs = RestBlobs(self._connection)
         self.tasks = Tasks(self._connection)
         self.logs = Logs(self._connection)

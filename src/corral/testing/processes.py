@@ -30,7 +30,7 @@ _NOBODY: Final = 65534
 _ANY_PORT: Final = ("engine.front.listen=127.0.0.1:0", "reapi.address=127.0.0.1:0")
 """For what listens at a well-known port by default: several of us run at once, and whoever waits for a taken port opens
 it when another one ends, in the middle of a test that counts what is open."""
-_READY: Final = re.compile(r"^ready http=(http://\S+) grpc=(\S+)(?: reapi=(\S+))?$", re.MULTILINE)
+_READY: Final = re.compile(r"^ready http=(https?://\S+) grpc=(\S+)(?: reapi=(\S+))?$", re.MULTILINE)
 
 
 def why_no_agent() -> str:

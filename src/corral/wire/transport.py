@@ -10,15 +10,14 @@ import ipaddress
 import ssl
 from pathlib import Path
 from socket import create_connection
-from string import hexdigits
 from typing import Any, Final
 
 import grpc
 import msgspec
 
 from corral.kernel.errors import InvalidSpec, SchedulerUnavailable, Unauthenticated
+from corral.wire.certificates import fingerprint_digits
 
-_FINGERPRINT_DIGITS: Final = 64
 _SHOW_WITHIN_S: Final = 10.0
 
 
@@ -83,12 +82,11 @@ class ClientTls(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             raise ValueError("ca and fingerprint are two ways to check one certificate: give one of them")
         if bool(self.certificate) != bool(self.key):
             raise ValueError("certificate and key belong together: give both or none")
-        digits = self.fingerprint.replace(":", "")
-        if self.fingerprint and not (len(digits) == _FINGERPRINT_DIGITS and set(digits.lower()) <= set(hexdigits)):
-            raise ValueError(
-                "fingerprint: write 64 hexadecimal digits, as "
-                "`openssl x509 -noout -fingerprint -sha256 -in certificate.pem` prints them"
-            )
+        if self.fingerprint:
+            try:
+                fingerprint_digits(self.fingerprint)
+            except ValueError as error:
+                raise ValueError(f"fingerprint: {error}") from error
 
 
 def is_loopback(address: str) -> bool:
@@ -185,8 +183,8 @@ async def _pinned(address: str, fingerprint: str) -> tuple[bytes, str]:
     try:
         async with asyncio.timeout(2 * _SHOW_WITHIN_S):
             pem, shown = await asyncio.to_thread(_shown, host.strip("[]"), int(port), None)
-            if hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem)).hexdigest() != fingerprint.lower().replace(":", ""):
-                seen = hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem)).hexdigest()
+            seen = hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem)).hexdigest()
+            if seen != fingerprint_digits(fingerprint):
                 raise Unauthenticated(
                     f"the scheduler at {address} shows another certificate than the pinned one: {seen}",
                     cure="if that is its new certificate, set join.link.tls.fingerprint to it",

@@ -30,6 +30,8 @@ class RemoteConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     Attributes:
         scheduler: URL of the scheduler's REST; "" keeps all compiles here.
         token: the tenant's token, ``env:NAME``, ``file:PATH`` or the token itself; "" sends none.
+        ca_file: PEM file of the CA of an ``https://`` scheduler; "" for those that this machine trusts.
+        fingerprint: SHA-256 of its certificate, instead of a CA.
         tenant: whose cache and sandboxes; must be the token's.
         image: the tool chain's image; "" runs on the worker's own root, whose tool chain must be the same as here.
         source_mode: "cas" or "preprocessed".
@@ -41,6 +43,8 @@ class RemoteConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     scheduler: str = ""
     token: str = ""
+    ca_file: str = ""
+    fingerprint: str = ""
     tenant: str = "default"
     image: str = ""
     source_mode: SourceMode = SourceMode.CAS

@@ -15,6 +15,7 @@ is at `/schema`. This page is generated from the code (`python -m corral.doors.r
 
 - **Who asks**: `Authorization: Bearer <token>`. Without any configured token only loopback is served, and pages of
   other origins are refused. Scopes are `tasks:read`, `tasks:write`, `blobs:…`, `functions:…`, `fleet:…`, `ledger:read`.
+- **TLS**: it is `https://` where other machines can reach it ([a certificate](../howto/operate.md#a-certificate)).
 - **Times** are Unix seconds, **sizes** are bytes; durations in a task may be written `"10m"`.
 - **Lists** are pages, newest first: pass `next` of one page as `after` of the following one.
 - **Waiting**: `GET /tasks/{id}?wait_s=20&known_phase=pending&known_run=0` answers when the task is no longer so.
