@@ -4,15 +4,19 @@
  * endless loops cost its own calls their time and nobody else's. A call that waits (for its body, for the reader of
  * its answer, for a clock) has left the gate. */
 #include <errno.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "host.h"
 
-enum { OUT_ROOM = 32 * 1024, LOG_ROOM = 16 * 1024, NICE_AFTER_NS = 10 * 1000 * 1000, NICE = 10 };
+enum { OUT_ROOM = 32 * 1024, LOG_ROOM = 16 * 1024, SLOW_AFTER_NS = 10 * 1000 * 1000, NICE = 10 };
+enum { SLICE_NS = 100 * 1000, LONG_SLICE_NS = 100 * 1000 * 1000 }; /* the shortest and the longest that there are */
 #define FLUSH_AFTER_NS (20ull * 1000 * 1000)
 
 /* A call that has left the gate and wants back in. */
@@ -40,16 +44,41 @@ static uint64_t memory_used; /* promised to the calls that run */
 static bool waiter_first;
 
 /* Short requests of quiet neighbours go first: a call that computes for long, and every call of a host that computes
- * a lot, runs at a lower priority. */
-static _Thread_local int priority;
+ * a lot, runs
+ * - at a lower priority,
+ * - in long slices: since Linux 6.12 whoever wakes with a shorter slice does not wait for the end of a longer one, and
+ * - on as many processors as there are places at the gate, always the same: calls that take turns would else wake on the
+ *   others, too, where somebody is about to wake who then waits for theirs to end. */
+enum pace { BRISK, SLOW };
+static const struct { int nice; uint64_t slice_ns; } paces[] = {{0, SLICE_NS}, {NICE, LONG_SLICE_NS}};
+static cpu_set_t processors[2];
+static _Thread_local enum pace pace = SLOW + 1;
 static atomic_bool much_computed;
 
-static void run_at(int wanted) {
-  if (priority != wanted && setpriority(PRIO_PROCESS, 0, wanted) == 0) priority = wanted;
+static void run_at(enum pace wanted) {
+  struct { uint32_t size, policy; uint64_t flags; int32_t nice; uint32_t priority; uint64_t slice, deadline, period; }
+      attributes = {.size = 48, .nice = paces[wanted].nice, .slice = paces[wanted].slice_ns};
+  if (pace == wanted) return;
+  pace = wanted;
+  if (syscall(SYS_sched_setattr, 0, &attributes, 0) != 0) setpriority(PRIO_PROCESS, 0, paces[wanted].nice);
+  sched_setaffinity(0, sizeof *processors, &processors[wanted]);
+}
+
+static void choose_processors(void) {
+  if (sched_getaffinity(0, sizeof *processors, &processors[BRISK]) != 0) return;
+  processors[SLOW] = processors[BRISK];
+  unsigned left = (unsigned)CPU_COUNT(&processors[BRISK]);
+  for (int each = 0; each < CPU_SETSIZE && left > options.running; each++) {
+    left -= CPU_ISSET(each, &processors[SLOW]) != 0;
+    CPU_CLR(each, &processors[SLOW]);
+  }
 }
 
 /* What the whole host used of one processor lately. */
-void used_lately(double part) { much_computed = part > 0.25; }
+void used_lately(double part) {
+  much_computed = part > 0.25;
+  run_at(much_computed ? SLOW : BRISK); /* it is the main thread that asks */
+}
 
 static struct timespec when(uint64_t ns) {
   if (ns > (uint64_t)INT64_MAX) ns = (uint64_t)INT64_MAX;
@@ -256,7 +285,7 @@ static wasmtime_error_t *on_tick(wasmtime_context_t *context, void *data, uint64
     call->verdict = OUTCOME_CANCELED;
   if (call->verdict) return wasmtime_error_new("stopped by the host");
   if (call->log_size) log_flush(call);
-  if (cpu > NICE_AFTER_NS) run_at(NICE);
+  if (cpu > SLOW_AFTER_NS) run_at(SLOW);
   if (wanting) {
     gate_leave(call);
     if (!gate_enter(call)) {
@@ -524,7 +553,7 @@ static void finish(struct call *call, enum outcome outcome, uint64_t cpu_ns) {
 }
 
 static void run(struct call *call, uint8_t *out) {
-  run_at(much_computed ? NICE : 0);
+  run_at(much_computed ? SLOW : BRISK);
   call->started_ns = now_ns();
   call->cpu_started_ns = thread_cpu_ns();
   call->out = out;
@@ -656,4 +685,7 @@ void call_unref(struct call *call) {
   free(call);
 }
 
-void start_threads(void) { gate_free = options.running; }
+void start_threads(void) {
+  gate_free = options.running;
+  choose_processors();
+}

@@ -28,7 +28,7 @@ static const int allowed[] = {
     SYS_openat2, SYS_newfstatat, SYS_readlinkat, SYS_mkdirat, SYS_unlinkat, SYS_renameat2, SYS_statx,
     SYS_mmap, SYS_munmap, SYS_mprotect, SYS_mremap, SYS_madvise, SYS_brk, SYS_memfd_create, SYS_mincore, SYS_membarrier,
     SYS_futex, SYS_set_robust_list, SYS_rseq, SYS_clone3, SYS_clone, SYS_set_tid_address, SYS_gettid, SYS_getpid,
-    SYS_sched_yield, SYS_sched_getaffinity, SYS_setpriority, SYS_getpriority, SYS_prctl,
+    SYS_sched_yield, SYS_sched_getaffinity, SYS_setpriority, SYS_sched_setattr, SYS_sched_setaffinity, SYS_getpriority, SYS_prctl,
     SYS_rt_sigaction, SYS_rt_sigprocmask, SYS_rt_sigreturn, SYS_sigaltstack, SYS_tgkill, SYS_restart_syscall,
     SYS_clock_gettime, SYS_clock_nanosleep, SYS_clock_getres, SYS_nanosleep, SYS_getrandom, SYS_exit, SYS_exit_group,
     SYS_getuid, SYS_uname, SYS_sysinfo, SYS_prlimit64, SYS_getrusage,
