@@ -294,6 +294,23 @@ def test_what_a_function_wrote_is_printed_by_request_and_followed(here: Here) ->
     assert "look at this" in asyncio.run(follow())
 
 
+def test_a_trace_shows_what_a_request_went_through(here: Here) -> None:
+    here.run("fn", "deploy", "traced", "one.wasm", "--revision", "v1")
+    called = here.run("fn", "call", "traced", "--trace")
+    request = called.split("request ")[1].split()[0]
+
+    shown = here.run("fn", "trace", "traced", request)
+
+    for step in ("route", "queue", "instantiate", "run"):
+        assert step in called
+        assert step in shown
+    assert request in here.run("fn", "trace", "traced")
+    assert json.loads(here.run("fn", "trace", "traced", request, "--json"))[0]["status"] == 200
+    assert "trace_id" not in here.run("fn", "logs", "traced")
+    assert "no trace of a request" in here.run("fn", "trace", "traced", "req_nobody", status=2)
+    assert 'no function "traced"' in here.run("fn", "trace", "traced", token=RED, status=2)
+
+
 def test_metrics_name_the_function_and_its_revision(here: Here) -> None:
     here.run("fn", "deploy", "counted", "one.wasm", "--revision", "v1")
     here.call("/functions/counted")

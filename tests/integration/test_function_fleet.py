@@ -450,9 +450,22 @@ async def test_a_change_reaches_every_front_within_a_tenth_of_a_second(world: Wo
     assert sorted(took)[len(took) // 2] < 0.1
 
 
+async def test_a_deployment_waits_a_moment_for_the_first_worker(tmp_path: Path) -> None:
+    blobs, host = MemoryBlobs(), MemoryHost("wrk_a", MemoryNetwork())
+    config = msgspec.structs.replace(QUICK, warm_s=30.0)
+    async with a_scheduler(MemoryFunctionStore(), blobs, tmp_path, config=config) as (functions, port):
+        wanted = await a_deployment(blobs, "v1")
+        async with asyncio.TaskGroup() as group:
+            deploying = group.create_task(functions.deploy(wanted, actor="test"))
+            await until(lambda: bool(functions.conductor.changed._waiters))
+            async with a_worker(host, port):
+                assert (await deploying).change.action == "revision-deployed"
+
+
 async def test_without_a_worker_a_deployment_says_what_is_missing(tmp_path: Path) -> None:
     blobs = MemoryBlobs()
-    async with a_scheduler(MemoryFunctionStore(), blobs, tmp_path) as (functions, _):
+    config = msgspec.structs.replace(QUICK, warm_s=0.1)
+    async with a_scheduler(MemoryFunctionStore(), blobs, tmp_path, config=config) as (functions, _):
         with pytest.raises(NoFeasibleWorker, match="no worker"):
             await functions.deploy(await a_deployment(blobs, "v1"), actor="test")
 

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -47,8 +48,8 @@ class LateReader(FunctionLogs):
         super().__init__(home, SystemClock(), FunctionsConfig())
         self.seen, self.go_on = threading.Event(), threading.Event()
 
-    def _stored(self, key: FunctionKey, after: int, revision: str, request_id: str) -> list[LogLine]:
-        found = super()._stored(key, after, revision, request_id)
+    def _stored(self, key: FunctionKey, wanted: Any) -> list[LogLine]:
+        found = super()._stored(key, wanted)
         self.seen.set()
         self.go_on.wait(10)
         return found

@@ -5,6 +5,8 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Final, Protocol
 
+import msgspec
+
 from corral.app.function_programs import Programs
 from corral.blobs.ports import BlobStore
 from corral.client.function_model import (
@@ -28,6 +30,7 @@ from corral.functions.machine import Change, Command, Function, HistoryEntry, Re
 from corral.functions.model import FunctionKey, InstanceReport, LogLine, RevisionSpec, Share
 from corral.functions.registry import Registry
 from corral.functions.service import Deployment, Functions
+from corral.functions.traces import Trace
 from corral.kernel.clock import Clock
 from corral.kernel.digest import Digest
 from corral.kernel.errors import InvalidSpec, NotFound
@@ -168,6 +171,12 @@ class FunctionDesk:
         """Lines that are there. Raises NotFound for a function that never was."""
         key = self._known(tenant, name)
         return await self._functions.logs.read(key, after=after, limit=limit, revision=revision, request_id=request_id)
+
+    async def traces(self, tenant: str, name: str, *, limit: int, request_id: str) -> Sequence[Trace]:
+        """The newest, oldest first. Raises NotFound for a function that never was."""
+        key = self._known(tenant, name)
+        lines = await self._functions.logs.read(key, after=-1, limit=limit, request_id=request_id, traces=True)
+        return [msgspec.json.decode(line.text, type=Trace) for line in lines]
 
     async def follow(
         self, tenant: str, name: str, *, after: int, revision: str, request_id: str

@@ -21,6 +21,7 @@ from corral.client.function_model import (
 )
 from corral.client.model import RunArtifact, RunView, StoryEvent, TaskView, Why, WorkerView
 from corral.functions.model import Kind, Limits, LogLine, OnBreak, Preopen, Scale, Share
+from corral.functions.traces import Trace
 from corral.tasks.model import Artifact, ArtifactKind, Phase, Priority, Reason, Requires, TaskDefinition
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ __all__ = [
     "StoryEvent",
     "TaskDefinition",
     "TaskView",
+    "Trace",
     "Why",
     "WorkerView",
 ]

@@ -15,6 +15,7 @@ from corral.functions.model import (
     Scale,
     Share,
 )
+from corral.functions.traces import Trace
 
 
 class InstanceView(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,6 +75,12 @@ class FunctionList(msgspec.Struct, frozen=True, kw_only=True):
     """The tenant's functions by name."""
 
     functions: tuple[FunctionView, ...]
+
+
+class TraceList(msgspec.Struct, frozen=True, kw_only=True):
+    """What requests went through, oldest first."""
+
+    traces: tuple[Trace, ...]
 
 
 class DeployRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

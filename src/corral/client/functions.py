@@ -22,8 +22,10 @@ from corral.client.function_model import (
     RollbackRequest,
     SplitRequest,
     SwitchRequest,
+    TraceList,
 )
 from corral.functions.model import LogLine, Scale, Share
+from corral.functions.traces import Trace
 from corral.kernel.errors import NoFeasibleWorker, SchedulerUnavailable
 
 _DEPLOY_S: Final = 180.0
@@ -31,6 +33,7 @@ _TURN_S: Final = 60.0
 _IDLE_S: Final = 60.0
 _RETRIES: Final = 20
 _RETRY_S: Final = 0.5
+_TRACE_LOOK_S: Final = 0.1
 _EVENT_MAX: Final = 1024**2
 
 
@@ -129,6 +132,20 @@ class Functions:
         """Lines after ``after``, or the newest, oldest first. Raises NotFound."""
         query = {"after": after, "limit": limit, "revision": revision, "request_id": request_id}
         return (await self._connection.call("GET", f"/functions/{segment(name)}/logs", LogPage, query=query)).lines
+
+    async def traces(self, name: str, *, limit: int = 20, request_id: str = "") -> tuple[Trace, ...]:
+        """Of requests that were traced, the newest, oldest first. Raises NotFound."""
+        query = {"limit": limit, "request_id": request_id}
+        path = f"/functions/{segment(name)}/traces"
+        return (await self._connection.call("GET", path, TraceList, query=query)).traces
+
+    async def wait_trace(self, name: str, request_id: str, *, within_s: float = 5.0) -> Trace | None:
+        """That of one request, which comes a moment after its answer; None when it did not come in time."""
+        for _ in range(max(1, int(within_s / _TRACE_LOOK_S))):
+            if found := await self.traces(name, request_id=request_id, limit=1):
+                return found[0]
+            await asyncio.sleep(_TRACE_LOOK_S)
+        return None
 
     async def follow_logs(
         self, name: str, *, after: int = -1, revision: str = "", request_id: str = ""

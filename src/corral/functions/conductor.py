@@ -145,6 +145,7 @@ class Conductor:
             self._preparing.heard(attendance.worker, prepared)
         if first:
             attendance.news.set()
+            self.changed.notify()
         self._work.set()
 
     def stream_lost(self, attendance: Attendance) -> None:
@@ -181,8 +182,11 @@ class Conductor:
     async def prepare(self, key: RevisionKey, spec: RevisionSpec, *, within_s: float) -> Prepared:
         """Let a worker check and compile the program; tries others while it is not the program's fault.
 
+        While no worker at all is connected, as just after a start, one is waited for, ``warm_s`` at most.
+
         Raises: NoFeasibleWorker when no worker could even try.
         """
+        await self._wait_somebody(within_s=min(within_s, self._config.warm_s))
         tried: set[str] = set()
         trouble = "no worker that hosts functions is connected"
         try:
@@ -198,6 +202,11 @@ class Conductor:
         if not tried:
             trouble = self._why_unable(spec) or trouble
         raise NoFeasibleWorker(f"the program cannot be prepared: {trouble}", cure="`corral worker list` shows workers")
+
+    async def _wait_somebody(self, *, within_s: float) -> None:
+        until_s = self._clock.monotonic_s() + within_s
+        while not self.hosts() and (left_s := until_s - self._clock.monotonic_s()) > 0:
+            await self.changed.wait_notified(within_s=left_s)
 
     async def warm(self, key: RevisionKey, *, within_s: float) -> str:
         """Have one live instance of the revision; "" when there is one, else why not, after ``within_s`` at most."""

@@ -11,6 +11,7 @@ import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
 
@@ -19,6 +20,7 @@ import structlog
 
 from corral.functions.config import FunctionsConfig
 from corral.functions.model import FunctionKey, LogLine
+from corral.functions.traces import STREAM
 from corral.kernel.clock import Clock
 from corral.kernel.concurrency import Signal
 
@@ -109,15 +111,21 @@ class FunctionLogs:
             file.write(b"\n".join((b"", *(msgspec.json.encode(line) for line in lines), b"")))
 
     async def read(
-        self, key: FunctionKey, *, after: int, limit: int, revision: str = "", request_id: str = ""
+        self,
+        key: FunctionKey,
+        *,
+        after: int,
+        limit: int,
+        revision: str = "",
+        request_id: str = "",
+        traces: bool = False,
     ) -> Sequence[LogLine]:
-        """Lines after ``after``, oldest first; with ``after`` below 0 the newest ``limit``."""
+        """Lines after ``after``, oldest first; with ``after`` below 0 the newest ``limit``. ``traces``: only those."""
+        wanted = _Wanted(after, revision, request_id, traces)
         unwritten = (*self._writing, *self._waiting)  # as of before the disk is read, so that none is in neither
-        found = await asyncio.to_thread(self._stored, key, after, revision, request_id)
+        found = await asyncio.to_thread(self._stored, key, wanted)
         known = found[-1].seq if found else after
-        for line in unwritten:
-            if line.key.function == key and line.seq > known and _wanted(line, after, revision, request_id):
-                found.append(line)
+        found += [line for line in unwritten if line.key.function == key and line.seq > known and wanted.matches(line)]
         return found[-limit:] if after < 0 else found[:limit]
 
     async def follow(
@@ -137,7 +145,7 @@ class FunctionLogs:
         """The function is gone for good."""
         shutil.rmtree(self._files(key)[0].parent, ignore_errors=True)
 
-    def _stored(self, key: FunctionKey, after: int, revision: str, request_id: str) -> list[LogLine]:
+    def _stored(self, key: FunctionKey, wanted: "_Wanted") -> list[LogLine]:
         new, old = self._files(key)
         files: list[IO[bytes]] = []
         with ExitStack() as opened:
@@ -145,7 +153,7 @@ class FunctionLogs:
                 for path in (old, new):
                     with suppress(FileNotFoundError):
                         files.append(opened.enter_context(path.open("rb")))
-            return [line for file in files for line in _lines(file) if _wanted(line, after, revision, request_id)]
+            return [line for file in files for line in _lines(file) if wanted.matches(line)]
 
     def _files(self, key: FunctionKey) -> tuple[Path, Path]:
         folder = self._directory / key.tenant / key.name
@@ -161,12 +169,20 @@ def _lines(file: IO[bytes]) -> Iterator[LogLine]:
             continue
 
 
-def _wanted(line: LogLine, after: int, revision: str, request_id: str) -> bool:
-    return (
-        line.seq > after
-        and (not revision or line.key.revision == revision)
-        and (not request_id or line.request_id == request_id)
-    )
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    after: int
+    revision: str
+    request_id: str
+    traces: bool
+
+    def matches(self, line: LogLine) -> bool:
+        return (
+            line.seq > self.after
+            and (line.stream == STREAM) is self.traces
+            and (not self.revision or line.key.revision == self.revision)
+            and (not self.request_id or line.request_id == self.request_id)
+        )
 
 
 def _size(line: LogLine) -> int:

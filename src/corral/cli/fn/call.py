@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from corral.cli.fn.words import trace_lines
 from corral.cli.lazy import verb_app
 from corral.cli.options import Url
 from corral.cli.output import note, safe_bytes
@@ -22,6 +23,7 @@ def call(
     method: Annotated[str, typer.Option("--method", "-X", help="GET, or POST with data, if not given.")] = "",
     data: Annotated[str, typer.Option("--data", "-d", help="Body; @FILE sends a file, @- what comes in.")] = "",
     header: Annotated[list[str] | None, typer.Option("--header", "-H", metavar="NAME: VALUE")] = None,
+    trace: Annotated[bool, typer.Option("--trace", help="Show what the request went through, too.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only the body.")] = False,
     url: Url = "",
 ) -> int:
@@ -31,6 +33,8 @@ def call(
     """
     name, _, revision = target.partition("@")
     headers = dict(_header(each) for each in header or ())
+    if trace:
+        headers["x-corral-trace"] = "1"
     body = _body(data)
 
     async def work(corral: Corral) -> int:
@@ -43,6 +47,10 @@ def call(
             if not quiet:
                 note("", _told(answer))
             await _print(answer.body)
+            if trace:
+                found = await corral.functions.wait_trace(name, answer.request_id)
+                for line in trace_lines(found) if found is not None else ("no trace of it came",):
+                    note("", line)
             return 0 if answer.status < 400 else 1
 
     return with_client(url, work)

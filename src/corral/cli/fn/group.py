@@ -14,6 +14,7 @@ app = lazy_app(
         "history": Verb("corral.cli.fn.history", "List every change."),
         "scale": Verb("corral.cli.fn.scale", "Say how many instances a revision has."),
         "logs": Verb("corral.cli.fn.logs", "Print what a function wrote; -f follows it."),
+        "trace": Verb("corral.cli.fn.trace", "Show what a request went through, step by step."),
         "stop": Verb("corral.cli.fn.stop", "End the instances of a revision, and allow no more."),
         "start": Verb("corral.cli.fn.start", "Allow instances of a revision again."),
         "rm": Verb("corral.cli.fn.rm", "Remove a revision, or a function."),

@@ -6,8 +6,9 @@ from typing import Annotated
 import typer
 
 from corral.cli.output import note, print_json
-from corral.client import ChangeAnswer, FunctionView, RevisionView, Share
+from corral.client import ChangeAnswer, FunctionView, RevisionView, Share, Trace
 from corral.kernel.errors import InvalidSpec
+from corral.kernel.units import format_duration
 
 Name = Annotated[str, typer.Argument(help="Name of the function.", metavar="FUNCTION")]
 Target = Annotated[str, typer.Argument(help="FUNCTION@REVISION.", metavar="FUNCTION@REVISION")]
@@ -37,6 +38,21 @@ def tell(answer: ChangeAnswer, *, json: bool) -> None:
     function = answer.function
     what = answer.text if answer.changed else "nothing to change"
     note("", f"{function.name}: {what} (version {function.version}, default: {split_text(function.split)})")
+
+
+def trace_lines(trace: Trace) -> list[str]:
+    """A request's steps, one a line, with when they began."""
+    start = "cold" if trace.cold else "warm"
+    who = f"{trace.key.revision}, {trace.instance or 'no instance'}"
+    lines = [
+        f"trace {trace.trace_id}: {trace.status or 'cut off'} in {format_duration(trace.duration_s)}, {start}, {who}"
+    ]
+    lines += [f"  {each.name:<12} at {_ms(each.start_s)}  took {_ms(each.duration_s)}" for each in trace.spans]
+    return lines
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:9.3f} ms"
 
 
 def ready(revision: RevisionView) -> str:

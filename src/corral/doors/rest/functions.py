@@ -19,6 +19,7 @@ from corral.client.function_model import (
     RollbackRequest,
     SplitRequest,
     SwitchRequest,
+    TraceList,
 )
 from corral.doors.rest.given import GivenCaller, GivenServices
 from corral.doors.rest.services import Services
@@ -202,6 +203,23 @@ class FunctionDoor(Controller):
             caller.tenant, name, after=after, limit=limit, revision=revision, request_id=request_id
         )
         return LogPage(lines=tuple(lines))
+
+    @get(
+        "/{name:str}/traces",
+        summary="What requests went through",
+        description="Of requests whose caller sampled them (`traceparent`) or asked for a trace (`x-corral-trace: 1`).",
+    )
+    async def traces(
+        self,
+        services: GivenServices,
+        caller: GivenCaller,
+        name: Name,
+        limit: Annotated[int, QueryParameter(ge=1, le=1000)] = 20,
+        request_id: FromQuery[str] = "",
+    ) -> TraceList:
+        """The newest, or that of one request."""
+        found = await services.functions.traces(caller.tenant, name, limit=limit, request_id=request_id)
+        return TraceList(traces=tuple(found))
 
     @get(
         "/{name:str}/logs/events",

@@ -22,6 +22,7 @@ from corral.client.model import ArtifactList, AuditPage, RunView, SecurityEventP
 from corral.fleet.routes import Route
 from corral.functions.machine import Command
 from corral.functions.model import LogLine, Share
+from corral.functions.traces import Trace
 from corral.kernel.clock import Clock
 from corral.kernel.digest import Digest
 from corral.kernel.errors import CapacityError
@@ -164,6 +165,8 @@ class FunctionDesk(Protocol):
     async def logs(
         self, tenant: str, name: str, *, after: int, limit: int, revision: str, request_id: str
     ) -> Sequence[LogLine]: ...
+
+    async def traces(self, tenant: str, name: str, *, limit: int, request_id: str) -> Sequence[Trace]: ...
 
     async def fetch(self, caller: Caller, url: str) -> Digest:
         """Bring a program into the store. Raises Refused for a URL that the operator does not allow."""

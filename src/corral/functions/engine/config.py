@@ -75,6 +75,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         component_threads: of one component's process; 0 takes as many as ``running`` does.
         component_bytes: of memory that one component's process may have beside that of its requests.
         outbound: where functions may call.
+        otlp: where traces go, too: a collector's address for OTLP over HTTP, such as ``http://127.0.0.1:4318``.
         first_user: when the worker is root, tenants' processes run as this user id and those after it.
         volumes: directories that programs may ask for, by name.
     """
@@ -101,5 +102,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     component_threads: int = 0
     component_bytes: int = 256 * MIB
     outbound: OutboundConfig = OutboundConfig()
+    otlp: str = ""
     first_user: int = 1_900_000_000
     volumes: dict[str, VolumeConfig] = {}
+
+    def __post_init__(self) -> None:
+        if self.otlp and not self.otlp.startswith(("http://", "https://")):
+            raise InvalidSpec(f'otlp: "{self.otlp}" is no URL; write http://HOST:4318')

@@ -17,6 +17,7 @@ from corral.functions.front.limits import FrontConfig
 from corral.functions.front.messages import LINE_MAX, FromFront, ToFront
 from corral.functions.model import Demand
 from corral.functions.routing import RoutingTable, RoutingUpdate, applied
+from corral.functions.traces import Trace
 from corral.kernel.concurrency import finish
 from corral.sandboxes.runtimes.child import Child
 
@@ -29,7 +30,8 @@ _log = structlog.get_logger("corral.functions.front")
 
 class FrontProcess:
     """See the module. ``on_news`` is called when it said something, with whether it uses newer routes. ``run`` keeps it
-    alive until cancelled. ``over`` are instances that used too much; who ends them takes them from the list."""
+    alive until cancelled. ``over`` are instances that used too much, ``traces`` what requests went through; who
+    cares for them takes them from the lists."""
 
     def __init__(self, config: FrontConfig, *, on_news: Callable[[bool], None]) -> None:
         self.address = self.public = self.trouble = ""
@@ -37,6 +39,7 @@ class FrontProcess:
         self.demands: Sequence[Demand] = ()
         self.counters: Mapping[str, Counters] = {}
         self.over: list[str] = []
+        self.traces: list[Trace] = []
         self._config, self._on_news = config, on_news
         self._table = RoutingTable()
         self._domains: dict[str, str] = {}
@@ -157,6 +160,7 @@ class FrontProcess:
         self._used = (message.epoch, message.version)
         self.demands, self.counters = message.demands, message.counters
         self.over += message.over
+        self.traces += message.traces
         self._on_news(grew)
 
     def _tell_whole(self) -> None:

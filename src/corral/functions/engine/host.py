@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
+import msgspec
 import structlog
 
 from corral.blobs.ports import BlobReader
@@ -51,6 +52,7 @@ from corral.functions.model import (
     RevisionSpec,
 )
 from corral.functions.routing import RoutingUpdate
+from corral.functions.traces import STREAM, Trace
 from corral.kernel.clock import Clock
 from corral.kernel.concurrency import background
 from corral.kernel.errors import CorralError, InvalidSpec, SandboxFailed
@@ -72,7 +74,15 @@ HostKey = tuple[str, int, bool]
 class WorkerFunctions:
     """``FunctionsHost``, as an asynchronous context manager: everything has ended when the block is left."""
 
-    def __init__(self, data: Path, blobs: BlobReader, config: EngineConfig, clock: Clock) -> None:
+    def __init__(
+        self,
+        data: Path,
+        blobs: BlobReader,
+        config: EngineConfig,
+        clock: Clock,
+        *,
+        on_trace: Callable[[Trace], None] = lambda trace: None,
+    ) -> None:
         self._data, self._blobs, self._config, self._clock = data, blobs, config, clock
         self._parts = EngineParts(trouble="functions are switched off on this worker (functions.enabled)")
         self._instances: dict[str, Instance] = {}
@@ -80,6 +90,7 @@ class WorkerFunctions:
         self._unused_since_s: dict[HostKey, float] = {}
         self._on_change: Callable[[], None] = _nothing
         self._on_log: Callable[[LogLine], None] = _no_line
+        self._on_trace = on_trace
         self._users = TenantUsers(config.first_user) if os.geteuid() == 0 else None
         self._front = FrontProcess(config.front, on_news=self._front_said)
         self._told: dict[RevisionKey, int] = {}
@@ -222,6 +233,19 @@ class WorkerFunctions:
     def _front_said(self, newer_routes: bool) -> None:
         """Tell at once what cannot wait: newer routes, a first waiting request, or twice as many as were told."""
         self._hear_of_components()
+        traces, self._front.traces = self._front.traces, []
+        for trace in traces:
+            self._on_trace(trace)
+            self._on_log(
+                LogLine(
+                    key=trace.key,
+                    at_s=trace.at_s,
+                    request_id=trace.request_id,
+                    instance=trace.instance,
+                    stream=STREAM,
+                    text=msgspec.json.encode(trace).decode(),
+                )
+            )
         if newer_routes:
             self._on_change()
             return

@@ -12,6 +12,8 @@ from urllib.parse import unquote_to_bytes
 
 import msgspec
 
+from corral.functions.traces import Parent, parent_of
+
 HEAD_MAX: Final = 64 * 1024
 """Bytes of the head that a program may print."""
 
@@ -24,6 +26,7 @@ HOP: Final = b"x-corral-hop"
 """Another front has routed this request already: an instance of this worker answers it, or nobody."""
 OURS: Final = frozenset((b"x-request-id", b"x-corral-revision", b"x-corral-instance", b"x-corral-start", HOP))
 _FORWARDING: Final = frozenset((b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host", b"forwarded"))
+_NOT_PASSED_ON: Final = frozenset((b"expect", b"traceparent"))
 _TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VALUE_BAD: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _END_OF_HEAD: Final = re.compile(rb"\r?\n\r?\n|\A\r?\n")
@@ -44,6 +47,8 @@ class Said(msgspec.Struct, frozen=True):
         variables: the headers, and who is at the other end, as variables; each with a zero byte behind it.
         request_id: a usable one that the client gave, or b"".
         length: of the body; None when it is chunked.
+        traced: a trace is asked for, by the caller's sampling or by name; ``parent`` is the caller's span.
+        traceparent: as it came.
     """
 
     headers: Sequence[Header]
@@ -54,10 +59,15 @@ class Said(msgspec.Struct, frozen=True):
     expects: bool
     traced: bool
     hop: bool
+    parent: Parent | None
+    traceparent: bytes
 
 
 class Asking(msgspec.Struct):
-    """A request as it came, and where it goes: ``script`` and ``path`` are set when that is known."""
+    """A request as it came, and where it goes: ``script`` and ``path`` are set when that is known.
+
+    ``traceparent`` is the caller's, or ours for a request that is traced; ``came_s`` of ``time.perf_counter``.
+    """
 
     method: bytes
     target: bytes
@@ -68,6 +78,8 @@ class Asking(msgspec.Struct):
     path: bytes
     peer: str
     request_id: bytes
+    traceparent: bytes = b""
+    came_s: float = 0.0
 
 
 class AnswerHead(msgspec.Struct, frozen=True):
@@ -104,6 +116,7 @@ def said(headers: Sequence[Header], *, peer: tuple[str, int], port: int, version
     if not host and version != b"1.0":
         return None
     given = names.get(b"x-request-id", b"")
+    parent = parent_of(names[b"traceparent"]) if b"traceparent" in names else None
     return Said(
         headers,
         host,
@@ -111,8 +124,10 @@ def said(headers: Sequence[Header], *, peer: tuple[str, int], port: int, version
         given if usable_request_id(given) else b"",
         None if b"transfer-encoding" in names else int(names.get(b"content-length", b"0")),
         names.get(b"expect", b"").lower() == b"100-continue",
-        b"x-corral-trace" in names,
+        b"x-corral-trace" in names or (parent is not None and parent.sampled),
         HOP in names,
+        parent,
+        names.get(b"traceparent", b""),
     )
 
 
@@ -144,7 +159,8 @@ def variables(ask: Asking) -> bytes:
     path = ask.path
     if b"%" in path:
         path = unquote_to_bytes(path).replace(b"\0", b"")
-    return (
+    traced = b"HTTP_TRACEPARENT=%b\0" % ask.traceparent if ask.traceparent else b""
+    return traced + (
         b"%bREQUEST_METHOD=%b\0REQUEST_URI=%b\0SCRIPT_NAME=%b\0PATH_INFO=%b\0X_RAW_PATH_INFO=%b\0QUERY_STRING=%b\0"
         b"HTTP_X_REQUEST_ID=%b\0"
     ) % (ask.said.variables, ask.method, ask.target, ask.script, path, ask.path, ask.query, ask.request_id)
@@ -155,8 +171,10 @@ def forwarding_headers(ask: Asking) -> list[Header]:
     kept = [
         (name, value)
         for name, value in ask.said.headers
-        if name not in HOP_BY_HOP and name not in _FORWARDING and name not in OURS and name != b"expect"
+        if name not in HOP_BY_HOP and name not in _FORWARDING and name not in OURS and name not in _NOT_PASSED_ON
     ]
+    if ask.traceparent:
+        kept.append((b"traceparent", ask.traceparent))
     kept += _forwarding(ask.said.headers, ask.said.host, ask.peer)
     return [*kept, (b"x-request-id", ask.request_id)]
 
@@ -225,7 +243,14 @@ def _variable(name: bytes) -> bytes:
         return known
     if name in (b"content-type", b"content-length"):
         made = name.upper().replace(b"-", b"_") + b"="
-    elif b"_" in name or name == b"proxy" or name in HOP_BY_HOP or name in OURS or name in _FORWARDING:
+    elif (
+        b"_" in name
+        or name == b"proxy"
+        or name in HOP_BY_HOP
+        or name in OURS
+        or name in _FORWARDING
+        or name == b"traceparent"
+    ):
         made = b""
     else:
         made = b"HTTP_" + name.upper().replace(b"-", b"_") + b"="

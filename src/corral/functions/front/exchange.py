@@ -7,6 +7,7 @@ from typing import Final, Protocol
 from corral.functions.frames import NOT_BEGUN, Ended, Outcome
 from corral.functions.front.answers import of_outcome, problem, reason_of
 from corral.functions.front.cgi import AnswerHead, Asking
+from corral.functions.front.tracing import Tracing
 from corral.functions.front.upstream import Stream, Upstream
 from corral.functions.routing import FunctionRoute, RevisionRoute
 
@@ -74,6 +75,7 @@ class Exchange:
         "length",
         "roll",
         "route",
+        "tracing",
         "tried",
         "waited_s",
     )
@@ -88,6 +90,7 @@ class Exchange:
         self.waited_s = 0.0
         self.cold = False
         self.done = False
+        self.tracing: Tracing | None = None
         self._desk, self._client = desk, client
         self._expects, self._keep = ask.said.expects, keep
         self._stream: Stream | None = None
@@ -129,6 +132,7 @@ class Exchange:
         """The client went away."""
         if not self.done:
             self.done = True
+            self._traced(0)
             self._leave()
 
     def slow(self, *, on: bool) -> None:
@@ -162,6 +166,8 @@ class Exchange:
         if self._expects and not self._received:
             self._client.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             self._expects = False
+        if self.tracing is not None:
+            self.tracing.began(instance)
         self._room = upstream.first_room
         self._stream = upstream.open(
             self,
@@ -196,7 +202,7 @@ class Exchange:
             return
         self._leave()
         if self._started:
-            self._end_started()
+            self._end_started(end)
         else:
             self._answer_whole(self._head, self._parts, end)
 
@@ -278,6 +284,7 @@ class Exchange:
         lines = self._head_lines(head, keep, end)
         if head.status not in _NO_BODY:
             lines.append(b"content-length: %d\r\n" % length)
+        self._traced(head.status, end)
         self._client.write(b"".join((*lines, b"\r\n", b"" if bare else body)))
         self.done = True
         self._client.finished(keep=keep)
@@ -308,7 +315,7 @@ class Exchange:
         self._client.write(b"%x\r\n%b\r\n" % (len(body), body) if self._chunked else body)
         self._took([body])
 
-    def _end_started(self) -> None:
+    def _end_started(self, end: Ended) -> None:
         if self._parts:
             self._write_parts()
             if self.done:
@@ -317,6 +324,7 @@ class Exchange:
         if self._head.length is not None and self._written != self._head.length:
             self._cut()
             return
+        self._traced(self._head.status, end)
         if self._chunked:
             self._client.write(b"0\r\n\r\n")
         self.done = True
@@ -325,8 +333,15 @@ class Exchange:
     def _cut(self) -> None:
         if not self.done:
             self.done = True
+            self._traced(0)
             self._leave()
             self._client.abort()
+
+    def _traced(self, status: int, end: Ended | None = None) -> None:
+        """The trace ends with the answer; ``status`` 0: there was no whole one."""
+        tracing, self.tracing = self.tracing, None
+        if tracing is not None:
+            tracing.finish(status, instantiate_s=end.instantiate_ns / 1e9 if end is not None else 0.0, cold=self.cold)
 
     def _took(self, parts: Sequence[bytes]) -> None:
         self._uncredited += sum(map(len, parts))
@@ -347,6 +362,8 @@ class Exchange:
                 _known_lines.clear()
             _known_lines[key] = known
         lines = [known, b"x-request-id: %b\r\n" % self.ask.request_id]
+        if self.tracing is not None:
+            lines.append(b"x-corral-trace: %b\r\n" % self.tracing.trace_id.encode())
         if self.ask.said.traced and end is not None:
             spent = (self.waited_s * 1e3, end.instantiate_ns / 1e6, (end.wall_ns - end.instantiate_ns) / 1e6)
             lines.append(b"server-timing: queue;dur=%.3f, instantiate;dur=%.3f, run;dur=%.3f\r\n" % spent)

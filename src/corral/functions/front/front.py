@@ -20,6 +20,7 @@ from corral.functions.front.host_link import HostLink
 from corral.functions.front.http import Connection
 from corral.functions.front.limits import FrontConfig
 from corral.functions.front.peer_link import PeerLink
+from corral.functions.front.tracing import Tracing
 from corral.functions.front.upstream import Upstream
 from corral.functions.model import Demand, RevisionKey
 from corral.functions.routing import (
@@ -35,9 +36,11 @@ from corral.functions.routing import (
     choose_backend,
     choose_revision,
 )
+from corral.functions.traces import Trace
 
 _LOOK_S: Final = 0.5
 _RESOLVED_MAX: Final = 4096
+_TRACES_MAX: Final = 1000
 
 
 class Front:
@@ -57,6 +60,7 @@ class Front:
         self._draining = False
         self._inside: dict[Exchange, tuple[RevisionKey, str]] = {}
         self._over: list[str] = []
+        self._traces: list[Trace] = []
         self._timers: dict[Exchange, tuple[asyncio.TimerHandle, float]] = {}
 
     # -- the worker's side --
@@ -94,6 +98,19 @@ class Front:
         """What the requests of components came to, by instance; hosts of modules tell that themselves."""
         links = (link for link in self._upstreams.values() if isinstance(link, ComponentLink))
         return {link.instance: link.counters() for link in links if link.instance}
+
+    @property
+    def has_traces(self) -> bool:
+        return bool(self._traces)
+
+    def take_traces(self) -> tuple[Trace, ...]:
+        """Of requests that ended since the last call."""
+        traces, self._traces = tuple(self._traces), []
+        return traces
+
+    def _keep_trace(self, trace: Trace) -> None:
+        if len(self._traces) < _TRACES_MAX:
+            self._traces.append(trace)
 
     def take_over(self) -> tuple[str, ...]:
         """Instances whose process used more than it may, since the last call; it is for the worker to end them."""
@@ -182,6 +199,8 @@ class Front:
     def _enter(self, exchange: Exchange, function: FunctionRoute, revision: RevisionRoute) -> None:
         exchange.route = (function, revision)
         admission = self._admission(revision)
+        if exchange.ask.said.traced and exchange.tracing is None and admission.may_trace(self._loop.time()):
+            exchange.tracing = Tracing(exchange.ask, revision.key, self._keep_trace)
         if not admission.within_rate(self._loop.time()):
             exchange.refuse(
                 429, "too-many-requests", "this function takes no more requests per second", retry_after_s=1

@@ -16,7 +16,7 @@ from corral.functions.front.upstream import Sink
 from corral.functions.model import Limits, RevisionKey
 
 _STREAMS_MAX: Final = 2**32 - 1
-_READ_BYTES: Final = 64 * 1024  # a turn of the loop: others wait for it
+_READ_BYTES: Final = 16 * 1024  # a turn of the loop: others wait for it
 _HEAD_BYTES: Final = frames.HEAD.size
 _GRANT_AT: Final = frames.WINDOW // 4
 _BAD: Final = frames.Ended(frames.Outcome.BROKEN, 0, 0, 0, 0)

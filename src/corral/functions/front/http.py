@@ -4,6 +4,7 @@ Requests that a client sends ahead wait their turn; while one waits, nothing mor
 """
 
 import asyncio
+import time
 from collections import deque
 from typing import Final, Protocol, cast
 
@@ -171,7 +172,12 @@ class Connection(asyncio.Protocol):
         path, _, query = self._url.partition(b"?")
         request_id = known.request_id or new_request_id()
         method = self._parser.get_method()
-        ask = Asking(method, self._url, version, known, query, b"", path, self._peer[0], request_id)
+        came_s = time.perf_counter() if known.traced else 0.0
+        ask = Asking(
+            *(method, self._url, version, known, query, b"", path, self._peer[0], request_id),
+            traceparent=known.traceparent,
+            came_s=came_s,
+        )
         return Exchange(self._desk, self, ask, keep=self._parser.should_keep_alive())
 
     def _hold_queue(self) -> None:

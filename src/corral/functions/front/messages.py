@@ -7,6 +7,7 @@ import msgspec
 from corral.functions.frames import Counters
 from corral.functions.model import Demand
 from corral.functions.routing import RoutingUpdate
+from corral.functions.traces import Trace
 
 LINE_MAX: Final = 64 * 1024**2
 
@@ -25,6 +26,7 @@ class FromFront(msgspec.Struct, frozen=True, kw_only=True):
         epoch, version: of the table by which it routes.
         stale: an update is missing, send a whole one.
         counters: of components, by instance.
+        traces: of requests that ended; said once.
         over: instances whose process used more processor time than their requests may; said once.
     """
 
@@ -33,4 +35,5 @@ class FromFront(msgspec.Struct, frozen=True, kw_only=True):
     demands: tuple[Demand, ...] = ()
     stale: bool = False
     counters: dict[str, Counters] = {}
+    traces: tuple[Trace, ...] = ()
     over: tuple[str, ...] = ()

@@ -78,7 +78,7 @@ class Process:
                 pass
             hurried = self._hurry.is_set()
             self._hurry.clear()
-            if hurried or self._now() != self._told:
+            if hurried or self._front.has_traces or self._now() != self._told:
                 self._tell()
                 await asyncio.sleep(0.01)
 
@@ -87,9 +87,15 @@ class Process:
 
     def _tell(self, *, stale: bool = False) -> None:
         self._told = demands, counters = self._now()
-        table, over = self._front.table, self._front.take_over()
+        table = self._front.table
         message = FromFront(
-            epoch=table.epoch, version=table.version, demands=demands, stale=stale, counters=counters, over=over
+            epoch=table.epoch,
+            version=table.version,
+            demands=demands,
+            stale=stale,
+            counters=counters,
+            traces=self._front.take_traces(),
+            over=self._front.take_over(),
         )
         if not self._writer.is_closing():
             self._writer.write(msgspec.json.encode(message) + b"\n")
