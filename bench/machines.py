@@ -143,8 +143,8 @@ async def _clone_rows(home: Home, root: str) -> list[Row]:
                 ours=format_size(each_bytes),
                 against=f"a booted machine's memory alone {format_size(alone_bytes)}",
                 ratio=f"{each_bytes / alone_bytes:.2f} ×",
-                bound="",
-                ok=None,
+                bound="≤ 1 ×",
+                ok=each_bytes <= alone_bytes,
             ),
         ]
     finally:

@@ -42,7 +42,8 @@ def prepared_root(directory: Path) -> Path:
     return root
 
 
-def _timed(action: Callable[[], object]) -> float:
+def timed(action: Callable[[], object]) -> float:
+    """How long it takes, in seconds."""
     began_s = time.perf_counter()
     action()
     return time.perf_counter() - began_s
@@ -52,7 +53,8 @@ def _bare(program: str) -> None:
     os.waitpid(os.posix_spawn(program, [program], {}), 0)
 
 
-def _forked(program: str) -> None:
+def forked(program: str) -> None:
+    """What a Python program does to run one."""
     pid = os.fork()
     if pid == 0:
         os.execv(program, [program])
@@ -102,11 +104,11 @@ async def _warm(directory: Path, root: Path) -> list[Row]:
             samples["ours"].append(time.perf_counter() - began_s)
             if not result.ok or not lease.warm:
                 raise RuntimeError(f"not a warm success: {result}")
-            samples["spawn"].append(_timed(lambda: _bare(program)))
-            samples["fork"].append(_timed(lambda: _forked(program)))
-            samples["subprocess"].append(_timed(lambda: _subprocess(program)))
+            samples["spawn"].append(timed(lambda: _bare(program)))
+            samples["fork"].append(timed(lambda: forked(program)))
+            samples["subprocess"].append(timed(lambda: _subprocess(program)))
             if index % 5 == 0:
-                samples["bwrap"].append(_timed(lambda: _bubblewrap(program)))
+                samples["bwrap"].append(timed(lambda: _bubblewrap(program)))
             await asyncio.sleep(0)
     ours, what = p50(samples["ours"]), "warm acquire + exec of a static true + release, p50"
     return [
@@ -126,7 +128,7 @@ async def _cold(directory: Path, root: Path) -> Row:
             box = await runtime.start(SandboxSpec(id=f"sbx_bench{index}", tenant="bench", root=str(root)))
             ours.append(time.perf_counter() - began_s)
             await box.stop()
-            bare.append(_timed(lambda: _bubblewrap(program)))
+            bare.append(timed(lambda: _bubblewrap(program)))
     return at_most("cold bubblewrap sandbox ready, p50", p50(ours), "bwrap --unshare-all true", p50(bare), plus_s=0.005)
 
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import msgspec
 import uvloop
 
 from bench.report import Row, at_most, beside, p50
-from bench.sandboxes import TRUE, prepared_root
+from bench.sandboxes import TRUE, forked, prepared_root, timed
 from corral.kernel.clock import SystemClock
 from corral.kernel.ids import new_id
 from corral.sandboxes.cgroups import MOUNT
@@ -85,11 +85,11 @@ async def _warm(kind: str, runtime: Runtime, root: Path) -> list[Row]:
             ours.append(time.perf_counter() - began_s)
             if not (result.ok and lease.warm):
                 raise RuntimeError(f"not a warm success: {result}")
-            bare["fork"].append(_timed(lambda: _forked(program)))
-            bare["subprocess"].append(_timed(lambda: subprocess.run([program], check=True)))
-            bare["spawn"].append(_timed(lambda: os.waitpid(os.posix_spawn(program, [program], {}), 0)))
+            bare["fork"].append(timed(lambda: forked(program)))
+            bare["subprocess"].append(timed(lambda: subprocess.run([program], check=True)))
+            bare["spawn"].append(timed(lambda: os.waitpid(os.posix_spawn(program, [program], {}), 0)))
             if kind == "runsc" and index % 15 == 0:
-                bare["exec"].append(_timed(partial(_runsc_exec, lease.sandbox.spec.id)))
+                bare["exec"].append(timed(partial(_runsc_exec, lease.sandbox.spec.id)))
             await asyncio.sleep(0)
     what = f"{kind}: warm acquire + exec of a static true + release, p50"
     if kind == "runsc":
@@ -109,7 +109,7 @@ async def _cold(kind: str, runtime: Runtime, root: Path, tool: "BareTool") -> Ro
         box = await runtime.start(spec)
         ours.append(time.perf_counter() - began_s)
         await box.stop()
-        bare.append(_timed(tool.run))
+        bare.append(timed(tool.run))
     tool.close()
     return at_most(f"{kind}: a cold sandbox is ready, p50", p50(ours), f"{kind} run true", p50(bare), plus_s=0.010)
 
@@ -180,16 +180,3 @@ def _runsc_exec(sandbox: str) -> None:
     command = [words[0], *flags, "exec", sandbox, "/bin/true"]
     became = [str(launcher_path()), "-u", f"{owner}:{owner}", "--"] if os.geteuid() == 0 else []
     subprocess.run([*became, *command], check=True, capture_output=True, timeout=60)
-
-
-def _forked(program: str) -> None:
-    pid = os.fork()
-    if pid == 0:
-        os.execv(program, [program])
-    os.waitpid(pid, 0)
-
-
-def _timed(action: Callable[[], object]) -> float:
-    began_s = time.perf_counter()
-    action()
-    return time.perf_counter() - began_s
