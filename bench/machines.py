@@ -29,7 +29,7 @@ from corral.sandboxes.runtimes.qemu_config import QemuConfig
 from corral.sandboxes.sandbox import Sandbox
 from corral.testing.machines import kits, why_no_machines
 
-_BOOTS = 5
+_BOOTS = 11
 _CLONES = 20
 _EXECS = 50
 _SIZE = Size(memory_bytes=256 * MIB, cpus=1.0, disk_bytes=64 * MIB)

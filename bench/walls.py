@@ -30,6 +30,7 @@ from corral.sandboxes.runtimes.home import Home
 from corral.sandboxes.runtimes.oci import OciConfig
 from corral.sandboxes.runtimes.registry import RuntimesConfig, open_runtimes
 from corral.sandboxes.runtimes.rootfs import AGENT_INSIDE, Roots
+from corral.sandboxes.sandbox import Sandbox
 
 _WARM_ROUNDS = 300
 _COLD_ROUNDS = 20
@@ -89,7 +90,7 @@ async def _warm(kind: str, runtime: Runtime, root: Path) -> list[Row]:
             bare["subprocess"].append(timed(lambda: subprocess.run([program], check=True)))
             bare["spawn"].append(timed(lambda: os.waitpid(os.posix_spawn(program, [program], {}), 0)))
             if kind == "runsc" and index % 15 == 0:
-                bare["exec"].append(timed(partial(_runsc_exec, lease.sandbox.spec.id)))
+                bare["exec"].append(timed(partial(_runsc_exec, lease.sandbox)))
             await asyncio.sleep(0)
     what = f"{kind}: warm acquire + exec of a static true + release, p50"
     if kind == "runsc":
@@ -162,21 +163,10 @@ class BareTool:
             raise RuntimeError(f"{command[0]} ended with {status!r}: {words.read_text()}")
 
 
-def _runsc_exec(sandbox: str) -> None:
-    """In the very sandbox, as the user who runs it: its state lies beside its bundle."""
-    for entry in os.scandir("/proc"):
-        if not entry.name.isdigit():
-            continue
-        try:
-            words = Path(entry.path, "cmdline").read_bytes().decode().split("\0")
-            owner = os.stat(entry.path).st_uid
-        except OSError:
-            continue  # it ended while we looked
-        if sandbox in words and "run" in words and words[0].endswith("runsc"):
-            break
-    else:
-        raise RuntimeError(f"no runsc runs {sandbox}")
-    flags = words[1 : words.index("run")]
-    command = [words[0], *flags, "exec", sandbox, "/bin/true"]
-    became = [str(launcher_path()), "-u", f"{owner}:{owner}", "--"] if os.geteuid() == 0 else []
-    subprocess.run([*became, *command], check=True, capture_output=True, timeout=60)
+def _runsc_exec(sandbox: Sandbox) -> None:
+    """In the very sandbox: with the flags of the runsc that runs it, as root of that one's user namespace."""
+    runsc = sandbox.host_pid
+    words = Path(f"/proc/{runsc}/cmdline").read_bytes().decode().split("\0")
+    command = [*words[: words.index("run")], "exec", sandbox.spec.id, "/bin/true"]
+    beside = [str(launcher_path()), "-j", str(runsc), "--"] if os.geteuid() == 0 else []
+    subprocess.run([*beside, *command], check=True, capture_output=True, timeout=60)

@@ -2,7 +2,7 @@
  * descriptors that it is told to keep.
  *
  *   corral-launch [-g FILE]... [-b DIRECTORY -t PLACE] [-u UID:GID] [-n FIRST:SECOND [-h DIRECTORY]...]
- *                 [-k HIGHEST_FD] [-x FD] -- PROGRAM [ARGUMENT]...
+ *                 [-j PID] [-k HIGHEST_FD] [-x FD] -- PROGRAM [ARGUMENT]...
  *
  * -g FILE      write "0" to this cgroup.procs file: join the group
  * -b, -t       in a mount namespace of its own, show this directory at that place: there the user of -u reaches it,
@@ -12,6 +12,7 @@
  *              FIRST + 1 outside (only root can ask for that); with FIRST 0 its root is who we are now, and there is
  *              nobody else
  * -h DIRECTORY hide it there under an empty tmpfs
+ * -j PID       enter the user and mount namespaces of that process instead, and become root there
  * -k FD        close every descriptor above FD (default 2)
  * -x FD        execute the program that is open at FD instead of the one at PROGRAM (still argument 0)
  *
@@ -170,6 +171,23 @@ static void enter_namespaces(const char *users, const char *const *hidden, int c
 			fail("cannot hide", hidden[i]);
 }
 
+static void join_namespaces(unsigned long process)
+{
+	static const char *const kinds[] = {"user", "mnt"}; /* the rights of the first allow the second */
+	int descriptors[2];
+	char path[64];
+	for (int i = 0; i < 2; i++) {
+		snprintf(path, sizeof path, "/proc/%lu/ns/%s", process, kinds[i]);
+		if ((descriptors[i] = open(path, O_RDONLY | O_CLOEXEC)) < 0)
+			fail("cannot open", path);
+	}
+	for (int i = 0; i < 2; i++)
+		if (setns(descriptors[i], 0))
+			fail("cannot enter the namespace", kinds[i]);
+	if (setgroups(0, NULL) || setresgid(0, 0, 0) || setresuid(0, 0, 0))
+		fail("cannot become", "root of the namespace");
+}
+
 static void show(const char *directory, const char *place)
 {
 	if (unshare(CLONE_NEWNS) || mount(NULL, "/", NULL, MS_REC | MS_SLAVE, NULL) ||
@@ -192,9 +210,10 @@ int main(int argc, char **argv)
 {
 	unsigned int keep = 2;
 	int program = -1, option, hide = 0;
+	unsigned long joined = 0;
 	const char *user = NULL, *namespaces = NULL, *directory = NULL, *place = NULL, *hidden[HIDDEN_MAX];
 
-	while ((option = getopt(argc, argv, "+b:g:h:k:n:t:u:x:")) != -1) {
+	while ((option = getopt(argc, argv, "+b:g:h:j:k:n:t:u:x:")) != -1) {
 		switch (option) {
 		case 'b': directory = optarg; break;
 		case 't': place = optarg; break;
@@ -206,6 +225,7 @@ int main(int argc, char **argv)
 				misuse(optarg);
 			hidden[hide++] = optarg;
 			break;
+		case 'j': joined = whole_number(optarg); break;
 		case 'k': keep = (unsigned int)whole_number(optarg); break;
 		case 'x': program = (int)whole_number(optarg); break;
 		default: misuse("list");
@@ -226,6 +246,8 @@ int main(int argc, char **argv)
 		enter_namespaces(namespaces, hidden, hide);
 	else if (hide)
 		misuse("-h: it needs -n");
+	if (joined)
+		join_namespaces(joined);
 	if (program >= 0)
 		syscall(SYS_execveat, program, "", argv + optind, environ, AT_EMPTY_PATH);
 	else

@@ -46,12 +46,14 @@ class TestGvisorSnapshots(SnapshotContract):
 
 async def test_a_restored_sandbox_is_its_tenant_s_on_the_host_too(runtime: Runtime, snapshotting: Snapshotting) -> None:
     first = RuntimesConfig().tenant_uid_first
-    box = await snapshotting.restore(await snapshotting.snapshot(await runtime.start(new_spec())), spec := new_spec())
+    fresh = await runtime.start(spec := new_spec())
+    owners = [{os.stat(f"/proc/{pid}").st_uid for pid in processes_with(spec.id)}]
+    box = await snapshotting.restore(await snapshotting.snapshot(fresh), spec := new_spec())
     try:
-        owners = {os.stat(f"/proc/{pid}").st_uid for pid in processes_with(spec.id)}
+        owners.append({os.stat(f"/proc/{pid}").st_uid for pid in processes_with(spec.id)})
     finally:
         await box.stop()
 
-    assert owners
-    assert min(owners) >= first
-    assert max(owners) == min(owners) + 1  # runsc as root of its namespace, and its kernel as nobody in there
+    assert owners[0] == owners[1]
+    assert min(owners[0]) >= first
+    assert max(owners[0]) == min(owners[0]) + 1  # runsc as root of its namespace, and its kernel as nobody in there

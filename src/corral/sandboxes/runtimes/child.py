@@ -93,14 +93,14 @@ class Child:
             self._ended.set_result(os.waitstatus_to_exitcode(status))
 
 
-async def run_to_end(command: Sequence[str], *, user: tuple[int, int], within_s: float) -> None:
-    """Run a program as ``user`` and wait for its end.
+async def run_to_end(command: Sequence[str], *, beside: int, within_s: float) -> None:
+    """Run a program as root of the user namespace of process ``beside``, and wait for its end.
 
     Raises SandboxFailed with its own words when it fails, or takes longer. Cancellation: it is killed.
     """
     words, words_in = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-    argv = [str(launcher_path()), "-u", f"{user[0]}:{user[1]}", "--", *command]
+    argv = [str(launcher_path()), "-j", str(beside), "--", *command]
     try:
         try:
             child = Child.spawn(argv, descriptors=(null, words_in, words_in))

@@ -1,12 +1,13 @@
 """The ``gvisor`` runtime: runsc's own kernel serves every system call of the box; our agent is PID 1 in it.
 
-runsc runs as an unprivileged user of the tenant, without network and without control groups of its own: the whole
-sandbox lives in the box's group. Its kernel is a process like any other there, so a sandbox that uses up its memory
-ends as a whole, and its execs end as OUT_OF_MEMORY (``Sandbox``).
+runsc is root of a user namespace of the tenant's and nothing on the host, without network and without control groups of
+its own: the whole sandbox lives in the box's group. It makes its kernel the user "nobody" in an empty root, which is
+the tenant's second user. That kernel is a process like any other in the group, so a sandbox that uses up its memory
+ends as a whole, and its execs end as OUT_OF_MEMORY (``Sandbox``). A worker that is not root cannot map two users: there
+runsc runs "rootless", as the worker's user.
 
-Checkpoints are its own: the sandbox's kernel writes itself to a file and ends. runsc restores one only as root, and
-makes its kernel the user "nobody" then. So it is root of a user namespace in which both are users of the tenant; a
-worker that is not root cannot map two users, and has no snapshots. A restored sandbox keeps its old host name.
+Checkpoints are its own: the sandbox's kernel writes itself to a file and ends. runsc restores none when it is rootless,
+so a worker that is not root has no snapshots. A restored sandbox keeps its old host name.
 
 What this kernel cannot do is told by ``capabilities`` and ``Link.notes``: it bounds the bytes of a folder but not the
 number of files, and processes only together with its own threads (beyond them the sandbox ends).
@@ -39,7 +40,7 @@ from corral.sandboxes.runtimes.tenant_users import IDS_PER_TENANT, TENANTS_MAX, 
 
 _log = structlog.get_logger(__name__)
 _IMAGE: Final = "image"
-_NOBODY: Final = 65534  # as whom a runsc of root runs its kernel
+_NOBODY: Final = 65534  # as whom a runsc that is root runs its kernel
 _CHECKPOINT_WITHIN_S: Final = 60.0
 _STOP_WITHIN_S: Final = 15.0
 PLATFORMS: Final = ("systrap", "ptrace", "kvm")
@@ -151,7 +152,7 @@ class GvisorRuntime:
                 argv=[*self._runsc(folder, platform), "run", "--bundle", str(folder), spec.id],
                 setup=self._setup(spec),
                 show=root.show,
-                user=None if user is None else (user, user),
+                namespaces=None if user is None else Namespaces(first=user, second=_NOBODY),
             )
 
         return await start_box(
@@ -174,7 +175,7 @@ class GvisorRuntime:
             image.mkdir(mode=0o700)
             os.chown(image, user, user)
             command = [*self._runsc(folder, self.platform), "checkpoint", "--image-path", str(image), spec.id]
-            await run_to_end(command, user=(user, user), within_s=_CHECKPOINT_WITHIN_S)
+            await run_to_end(command, beside=box.pid, within_s=_CHECKPOINT_WITHIN_S)
             note = Note(made_by=self._made_by, tenant=spec.tenant, root=spec.root, size=spec.size, id=spec.id)
             files = {file.name: file for file in image.iterdir()}
             return await asyncio.to_thread(self._snapshots.keep, note, files)
@@ -204,9 +205,16 @@ class GvisorRuntime:
             for name in ("state", _IMAGE):
                 os.chown(folder / name, user, user)
             bundle.write(folder, spec, root, bundle.Shape(bounded_files=False))
-            runsc = [word for word in self._runsc(folder, self.platform) if word != "--rootless"]
             return Launch(
-                argv=[*runsc, "restore", "--image-path", str(folder / _IMAGE), "--bundle", str(folder), spec.id],
+                argv=[
+                    *self._runsc(folder, self.platform),
+                    "restore",
+                    "--image-path",
+                    str(folder / _IMAGE),
+                    "--bundle",
+                    str(folder),
+                    spec.id,
+                ],
                 setup=self._setup(spec),
                 reseed=Reseed(unix_ns=0),  # clock and randomness are the host's
                 show=root.show,
@@ -227,8 +235,8 @@ class GvisorRuntime:
 
     def _runsc(self, folder: Path, platform: str) -> list[str]:
         return [
-            *(str(self.program.path), "--root", str(folder / "state"), "--rootless", "--platform", platform),
-            *("--network=none", "--ignore-cgroups"),
+            *(str(self.program.path), "--root", str(folder / "state"), "--platform", platform),
+            *("--network=none", "--ignore-cgroups", *(["--rootless"] if self._users is None else [])),
         ]
 
     def _setup(self, spec: SandboxSpec) -> Setup:
