@@ -9,4 +9,8 @@ if [ "${1-}" = cc ] && [ -x "$here/corral-cc" ]; then
   esac
 fi
 [ -x "$here/python3" ] && exec "$here/python3" -P -m corral "$@"
+if [ -L "$here/python3" ]; then # the environment's, which is gone or of somebody else
+  echo "corral: error: $here/python3 cannot be run; install Corral again" >&2
+  exit 1
+fi
 exec python3 -P -m corral "$@"
