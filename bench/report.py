@@ -35,6 +35,12 @@ def at_most(what: str, ours_s: float, bare: str, bare_s: float, *, times: float 
     )
 
 
+def bounded(what: str, seconds: float, bound_s: float) -> Row:
+    """A duration that must be under a bound of its own."""
+    bound = f"< {bound_s * 1000:g} ms"
+    return Row(what=what, ours=milliseconds(seconds), against="", ratio="", bound=bound, ok=seconds < bound_s)
+
+
 def beside(what: str, ours_s: float, bare: str, bare_s: float) -> Row:
     """A duration beside another, for the reader."""
     against = f"{bare} {milliseconds(bare_s)}"
