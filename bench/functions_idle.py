@@ -1,5 +1,5 @@
-"""What a thousand deployed functions cost that nobody calls; and how long a client waits from deploying one to its first
-answer, through REST, scheduler, worker and front."""
+"""What a thousand deployed functions cost that nobody calls; and how long a client waits from deploying one to its
+first answer, through REST, scheduler, worker and front."""
 
 import asyncio
 import os

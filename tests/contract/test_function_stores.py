@@ -7,13 +7,16 @@ import pytest
 
 from corral.database.engine import Database
 from corral.functions import machine
+from corral.functions.adapters.homes import MemoryHomeStore, SqlHomeStore
 from corral.functions.adapters.memory import MemoryFunctionStore
 from corral.functions.adapters.sql import SqlFunctionStore
 from corral.functions.config import FunctionsConfig
+from corral.functions.homes import Home, HomeStore, Settled
 from corral.functions.machine import Change, Command, Function
 from corral.functions.model import FunctionKey, Kind, RevisionKey, RevisionSpec, Scale, fingerprint
 from corral.functions.ports import FunctionStore
 from corral.functions.registry import Registry
+from corral.functions.routing import Backend
 from corral.kernel.clock import SystemClock
 from corral.kernel.errors import Conflict, NotFound, QuotaExceeded
 
@@ -192,3 +195,30 @@ async def test_a_rollback_to_what_is_not_remembered_any_more_is_a_conflict(store
         await registry.history_entry(HELLO, 1)
     with pytest.raises(Conflict, match="v1"):
         await registry.apply(HELLO, machine.Rollback(first), actor="ann")
+
+
+@pytest.fixture
+async def homes(url: str) -> AsyncIterator[HomeStore]:
+    if not url:
+        yield MemoryHomeStore()
+        return
+    async with Database.open(url) as database:
+        yield SqlHomeStore(database)
+
+
+async def test_what_a_scheduler_publishes_replaces_what_it_published_and_leaves_with_it(homes: HomeStore) -> None:
+    backend = Backend(instance="fni_1", worker="wrk_a", address="unix:x@10.0.0.1:7080")
+    key = RevisionKey(HELLO, "v1", "0" * 16)
+    for home in (
+        Home(scheduler="b", beat=1),
+        Home(scheduler="a", beat=1),
+        Home(scheduler="a", beat=2, instances=(Settled(key=key, backend=backend),)),
+    ):
+        await homes.publish(home)
+
+    found = {each.scheduler: each for each in await homes.homes()}
+    assert (found["a"].beat, found["a"].instances[0].backend, found["b"].instances) == (2, backend, ())
+
+    await homes.leave(["a", "absent"])
+
+    assert [each.scheduler for each in await homes.homes()] == ["b"]

@@ -23,10 +23,12 @@ from corral.fleet.service import Fleet
 from corral.functions import machine
 from corral.functions.adapters.grpc_link import FunctionsStream
 from corral.functions.adapters.grpc_server import FunctionsServicer
+from corral.functions.adapters.homes import MemoryHomeStore
 from corral.functions.adapters.memory import MemoryFunctionStore
 from corral.functions.attendant import Attendant
 from corral.functions.conductor import Conductor
 from corral.functions.config import FunctionsConfig
+from corral.functions.homes import Homes
 from corral.functions.logs import FunctionLogs
 from corral.functions.model import FunctionKey, Kind, LogLine, OnBreak, RevisionKey, RevisionSpec, Scale, Share
 from corral.functions.ports import FunctionStore
@@ -57,7 +59,13 @@ async def until(met: Callable[[], bool], within_s: float = 10.0) -> None:
 
 @asynccontextmanager
 async def a_scheduler(
-    store: FunctionStore, blobs: MemoryBlobs, home: Path, *, port: int = 0, config: FunctionsConfig = QUICK
+    store: FunctionStore,
+    blobs: MemoryBlobs,
+    home: Path,
+    *,
+    port: int = 0,
+    config: FunctionsConfig = QUICK,
+    homes: Homes | None = None,
 ) -> AsyncIterator[tuple[Functions, int]]:
     async def nothing(worker_id: str) -> tuple[()]:
         return ()
@@ -76,6 +84,7 @@ async def a_scheduler(
         config,
         epoch=new_id("sch", now_s=1.0),
         new_instance_id=lambda: new_id("fni", now_s=CLOCK.now_s()),
+        homes=homes,
     )
     logs = FunctionLogs(home / "logs", CLOCK, config)
     functions = Functions(registry, conductor, logs, blobs, CLOCK, config)
@@ -487,6 +496,71 @@ async def test_a_scheduler_that_starts_again_adopts_what_runs_and_fronts_route_m
             await until(lambda: host.table.epoch == epoch)
             assert (await host.call("/functions/hello"))[2] == before
             assert host.live() == [before]
+
+
+@dataclass
+class Pair:
+    """Two schedulers, ``a`` before ``b``, with a worker each, over one database."""
+
+    a: Functions
+    b: Functions
+    front_a: MemoryHost
+    front_b: MemoryHost
+    blobs: MemoryBlobs
+    stop_a: AsyncExitStack
+
+    async def deploy(self, scale: Scale) -> None:
+        await self.a.deploy(await a_deployment(self.blobs, "v1", scale=scale), actor="test")
+        await until(lambda: self.b.registry.find(HELLO) is not None)
+
+    def live(self) -> tuple[int, int]:
+        return len(self.front_a.live()), len(self.front_b.live())
+
+
+@pytest.fixture
+async def pair(tmp_path: Path) -> AsyncIterator[Pair]:
+    functions, homes, blobs, network = MemoryFunctionStore(), MemoryHomeStore(), MemoryBlobs(), MemoryNetwork()
+    config = msgspec.structs.replace(QUICK, compare_s=0.05, home_expires_s=1.0)
+    fronts = [MemoryHost("wrk_a", network), MemoryHost("wrk_b", network)]
+    async with AsyncExitStack() as stack, AsyncExitStack() as first:
+        both = []
+        for name, front, on in (("a", fronts[0], first), ("b", fronts[1], stack)):
+            known = Homes(homes, name, CLOCK, expires_s=config.home_expires_s)
+            scheduler = a_scheduler(functions, blobs, tmp_path / name, config=config, homes=known)
+            conducting, port = await on.enter_async_context(scheduler)
+            await on.enter_async_context(a_worker(front, port))
+            await until(lambda conducting=conducting: bool(conducting.conductor.hosts()))  # type: ignore[misc]
+            both.append(conducting)
+        yield Pair(both[0], both[1], fronts[0], fronts[1], blobs, first)
+
+
+async def test_of_two_schedulers_the_least_and_the_most_count_once(pair: Pair) -> None:
+    await pair.deploy(Scale(min=2, max=2))
+
+    await until(lambda: pair.live() == (2, 0))
+
+    await pair.a.apply(HELLO, machine.SetScale("v1", Scale(min=3, max=3)), actor="test")
+    await until(lambda: pair.live() == (3, 0))
+
+
+async def test_a_front_reaches_the_instances_that_another_scheduler_conducts(pair: Pair) -> None:
+    await pair.deploy(Scale(min=1, max=1))
+    await until(lambda: pair.live() == (1, 0))
+    await until(lambda: bool(pair.front_b.table.functions[HELLO].revisions[0].backends))
+
+    assert await pair.front_b.call("/functions/hello") == (200, "v1", pair.front_a.live()[0])
+    assert pair.live() == (1, 0)
+
+
+async def test_what_a_scheduler_conducted_that_is_gone_another_one_starts(pair: Pair) -> None:
+    await pair.deploy(Scale(min=1, max=1))
+    await until(lambda: pair.live() == (1, 0))
+    await until(lambda: bool(pair.front_b.table.functions[HELLO].revisions[0].backends))
+
+    await pair.stop_a.aclose()
+
+    await until(lambda: len(pair.front_b.live()) == 1)
+    assert (await pair.front_b.call("/functions/hello"))[2] == pair.front_b.live()[0]
 
 
 async def die_again_and_again(

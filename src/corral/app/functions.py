@@ -22,9 +22,11 @@ from corral.client.function_model import (
 from corral.database.engine import Database
 from corral.fleet.model import WorkerPhase
 from corral.fleet.service import Fleet
+from corral.functions.adapters.homes import SqlHomeStore
 from corral.functions.adapters.sql import SqlFunctionStore
 from corral.functions.conductor import Conductor
 from corral.functions.config import FunctionsConfig
+from corral.functions.homes import Homes
 from corral.functions.logs import FunctionLogs
 from corral.functions.machine import Change, Command, Function, HistoryEntry, RevisionEntry
 from corral.functions.model import FunctionKey, InstanceReport, LogLine, RevisionSpec, Share
@@ -55,16 +57,19 @@ async def open_functions(
     """Load the registry and put everything around it. Raises StoreUnavailable."""
     registry = Registry(SqlFunctionStore(database), clock, config)
     await registry.load()
+    epoch, shared = new_token()[:16], not database.url.is_sqlite
+    homes = Homes(SqlHomeStore(database), epoch, clock, expires_s=config.home_expires_s) if shared else None
     conductor = Conductor(
         registry,
         clock,
         config,
-        epoch=new_token()[:16],
+        epoch=epoch,
         new_instance_id=lambda: new_id("fni", now_s=clock.now_s()),
         expected_workers=lambda: _at_home(fleet),
+        homes=homes,
     )
     logs = FunctionLogs(data / "function-logs", clock, config)
-    return Functions(registry, conductor, logs, blobs, clock, config, shared=not database.url.is_sqlite)
+    return Functions(registry, conductor, logs, blobs, clock, config, shared=shared)
 
 
 def _at_home(fleet: Fleet) -> list[str]:

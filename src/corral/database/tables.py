@@ -189,6 +189,14 @@ function_history: Final = Table(
     Column("state", LargeBinary, nullable=False),
 )
 
+function_homes: Final = Table(
+    "function_homes",  # what each scheduler conducts, published every second; functions.homes.Home
+    metadata,
+    Column("scheduler", Text, primary_key=True),  # one process of one; rows of those that are gone are deleted
+    Column("beat", BigInteger, nullable=False),
+    Column("content", LargeBinary, nullable=False),
+)
+
 action_results: Final = Table(
     "action_results",  # the action cache; actions.ports.ActionCache
     metadata,

@@ -15,6 +15,7 @@ import structlog
 
 from corral.functions import placing, scaling
 from corral.functions.config import FunctionsConfig
+from corral.functions.homes import Homes
 from corral.functions.machine import Break, Function, RevisionEntry
 from corral.functions.model import (
     FunctionKey,
@@ -33,7 +34,7 @@ from corral.functions.placing import Plan, Seat, Want
 from corral.functions.preparing import Preparing
 from corral.functions.registry import Registry, keys_of
 from corral.functions.roster import Placement, Roster
-from corral.functions.routing import FunctionRoute, RevisionRoute, RoutingTable, RoutingUpdate, difference
+from corral.functions.routing import Backend, FunctionRoute, RevisionRoute, RoutingTable, RoutingUpdate, difference
 from corral.functions.scaling import Health, ScaleState
 from corral.kernel.clock import Clock
 from corral.kernel.concurrency import Signal
@@ -89,7 +90,9 @@ class Conductor:
         epoch: str,
         new_instance_id: Callable[[], str],
         expected_workers: Callable[[], Iterable[str]] = lambda: (),
+        homes: Homes | None = None,
     ) -> None:
+        self._homes = homes
         self._registry = registry
         self._clock = clock
         self._config = config
@@ -216,7 +219,7 @@ class Conductor:
         self._work.set()
         try:
             while True:
-                if self._roster.ready(key):
+                if self._roster.ready(key) or self._elsewhere(key):
                     return ""
                 health = self._healths.get(key, Health())
                 left_s = until_s - self._clock.monotonic_s()
@@ -253,6 +256,19 @@ class Conductor:
             for member in self._members.values()
             if self._attended(member) and member.report.capacity.front
         )
+
+    async def exchange(self) -> None:
+        """Tell the other schedulers what is conducted here, and take over what they tell. Raises StoreUnavailable."""
+        if self._homes is None:
+            return
+        self._dirty.update(await self._homes.exchange(self._roster.settled()))
+        if self._dirty:
+            self._work.set()
+
+    async def leave(self) -> None:
+        """Let the others know that this scheduler conducts no more. Raises StoreUnavailable."""
+        if self._homes is not None:
+            await self._homes.leave()
 
     def status(self, key: RevisionKey) -> RevisionStatus:
         """What is known of a revision."""
@@ -352,12 +368,13 @@ class Conductor:
     def _want(self, key: RevisionKey, entry: RevisionEntry, demand: int, health: Health, now_s: float) -> Want:
         serving, warming = self._floors.get(key, False), self._warming[key] > 0
         before = self._scales.get(key) or ScaleState(wanted=self._roster.live(key))
-        state = scaling.scaled(before, entry.scale, demand=max(demand, int(warming)), serving=serving, now_s=now_s)
+        scale = scaling.without(entry.scale, self._homes.before(key) if self._homes is not None else 0)
+        state = scaling.scaled(before, scale, demand=max(demand, int(warming)), serving=serving, now_s=now_s)
         if state == ScaleState():
             self._scales.pop(key, None)
         else:
             self._scales[key] = state
-        needed = max(scaling.needed(entry.scale, demand), entry.scale.min if serving else 0, int(warming))
+        needed = min(max(scaling.needed(scale, demand), scale.min if serving else 0, int(warming)), scale.max)
         return Want(
             key=key,
             spec=self._registry.spec(key),
@@ -442,7 +459,7 @@ class Conductor:
             if spec is None:
                 continue
             closed = "" if entry.phase is RevisionPhase.ACTIVE else f"it is {entry.phase.value}"
-            backends = () if closed else self._roster.backends(key)
+            backends = () if closed else (*self._roster.backends(key), *self._elsewhere(key))
             revisions.append(
                 RevisionRoute(
                     key=key,
@@ -455,6 +472,9 @@ class Conductor:
         return FunctionRoute(
             key=function.key, version=function.version, revisions=tuple(revisions), why_none=state.why_none
         )
+
+    def _elsewhere(self, key: RevisionKey) -> tuple[Backend, ...]:
+        return self._homes.backends(key) if self._homes is not None else ()
 
     def _tell(self) -> None:
         for worker, member in self._members.items():

@@ -30,7 +30,8 @@ class FunctionsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         module_urls: prefixes of the URLs that programs may be fetched from; none by default.
         task_view: serve the older interface for functions, /tasks, /functions and /revisions, too.
         domains: tenant to the domain below which its functions have host names.
-        compare_s: how often changes by other schedulers are looked for.
+        compare_s: how often schedulers on one database look for each other's changes and instances.
+        home_expires_s: a scheduler that published nothing for so long is gone for the others.
     """
 
     functions_max: int = 10_000
@@ -59,3 +60,4 @@ class FunctionsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     task_view: bool = True
     domains: dict[str, str] = {}
     compare_s: float = 1.0
+    home_expires_s: float = 5.0

@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from corral.functions.homes import Settled
 from corral.functions.model import InstanceOrder, InstancePhase, InstanceReport, InstanceStats, RevisionKey
 from corral.functions.placing import Placed
 from corral.functions.routing import Backend
@@ -114,6 +115,15 @@ class Roster:
             for name, each in self.of(key)
             if each.report is not None and each.phase is InstancePhase.READY
         )
+
+    def settled(self) -> list[Settled]:
+        """For other schedulers: those that answer and that fronts of other workers can reach."""
+        return [
+            Settled(key=key, backend=backend)
+            for key in self._by_key
+            for backend in self.backends(key)
+            if "@" in backend.address
+        ]
 
     def as_placed(self) -> list[Placed]:
         """For a plan."""

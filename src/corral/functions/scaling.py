@@ -7,6 +7,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import Final
 
+import msgspec
+
 from corral.functions.config import FunctionsConfig
 from corral.functions.model import Scale
 
@@ -36,6 +38,13 @@ def scaled(state: ScaleState, scale: Scale, *, demand: int, serving: bool, now_s
     if now_s < since_s + scale.idle_s:
         return ScaleState(wanted=wanted, low=low, low_since_s=since_s)
     return ScaleState(wanted=low, low=need, low_since_s=now_s if need < low else None)
+
+
+def without(scale: Scale, elsewhere: int) -> Scale:
+    """What is left of it for a scheduler when others have so many instances already."""
+    if not elsewhere:
+        return scale
+    return msgspec.structs.replace(scale, min=max(0, scale.min - elsewhere), max=max(0, scale.max - elsewhere))
 
 
 def needed(scale: Scale, demand: int) -> int:

@@ -29,12 +29,13 @@ from corral.functions.model import (
 from corral.functions.program import Shape, check_kind, read_shape
 from corral.functions.registry import Registry, keys_of
 from corral.kernel.clock import Clock
-from corral.kernel.concurrency import raise_if_cancelled
+from corral.kernel.concurrency import finish, raise_if_cancelled
 from corral.kernel.digest import Digest
 from corral.kernel.errors import Conflict, CorralError, InvalidSpec, NotFound, SchedulerUnavailable, TooLarge
 from corral.kernel.units import format_size
 
 _UPKEEP_S: Final = 3600.0
+_LEAVE_S: Final = 3.0
 _log = structlog.get_logger("corral.functions")
 
 
@@ -253,9 +254,13 @@ class Functions:
             group.create_task(self._upkeep(), name="functions:upkeep")
 
     async def _compare(self) -> None:
-        while True:
-            await asyncio.sleep(self.config.compare_s)
-            await self._tried(self.registry.compare, "functions-not-compared")
+        try:
+            while True:
+                await asyncio.sleep(self.config.compare_s)
+                await self._tried(self.registry.compare, "functions-not-compared")
+                await self._tried(self.conductor.exchange, "instances-not-told")
+        finally:
+            await finish(self._tried(self.conductor.leave, "not-left"), within_s=_LEAVE_S)
 
     async def _upkeep(self) -> None:
         while True:

@@ -94,7 +94,7 @@ class MemoryHost:
         if order.key.revision in self.faults:
             self._set(order.id, phase=InstancePhase.FAILED, blame=True, text="it traps at its start")
         else:
-            self._set(order.id, phase=InstancePhase.READY, address=f"{self.worker}:1")
+            self._set(order.id, phase=InstancePhase.READY, address=f"unix:{order.id}@{self.worker}:1")
 
     async def stop(self, instance_id: str, *, drain_s: float) -> None:
         report = self._reports.get(instance_id)
