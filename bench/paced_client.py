@@ -4,9 +4,11 @@
 200.
 """
 
+import os
 import socket
 import sys
 import time
+from contextlib import suppress
 
 
 def ask(host: str, port: int, path: str, rate: float, seconds: float) -> tuple[float, float, int]:
@@ -39,4 +41,7 @@ def _answer(connection: socket.socket) -> bytes:
 
 
 if __name__ == "__main__":
+    # It stands for a client elsewhere: it must not wait for a processor behind the attacker's client.
+    with suppress(PermissionError):
+        os.nice(-10)
     print(*ask(sys.argv[1], int(sys.argv[2]), sys.argv[3], float(sys.argv[4]), float(sys.argv[5])))

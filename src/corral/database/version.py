@@ -17,7 +17,7 @@ from corral.database.engine import Database
 from corral.kernel.concurrency import finish
 from corral.kernel.errors import CorralError, DatabaseCorrupt, InvalidSpec, StoreUnavailable, UnsupportedVersion
 
-REVISIONS: Final = ("0001", "0002", "0003", "0004", "0005")
+REVISIONS: Final = ("0001", "0002", "0003", "0004", "0005", "0006")
 """Every revision that this program knows, oldest first; a test compares it with the folder of migrations."""
 
 _VERSION_TABLE: Final = "alembic_version"

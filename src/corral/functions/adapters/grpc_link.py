@@ -19,7 +19,8 @@ from corral.wire.v1.functions_pb2_grpc import FunctionsStub
 
 _RETRY_S: Final = 0.1
 _WHEN_IDLE: Final = 10  # times as long between reports that hold nothing
-_GAP_S: Final = 0.005  # what happens at once travels together
+_GAP_S: Final = 0.001  # what happens at once travels together
+_GAP_SHARE: Final = 5  # and a report that is long to make comes the less often
 _ENDS: Final = (grpc.aio.AioRpcError, SchedulerUnavailable, asyncio.InvalidStateError)
 _decode_orders: Final = msgspec.json.Decoder(FunctionsOrders).decode
 _decode_routes: Final = msgspec.json.Decoder(RoutingUpdate).decode
@@ -34,6 +35,7 @@ class FunctionsStream:
         self._link = link
         self._attendant = attendant
         self._report_s = 1.0
+        self._loop = asyncio.get_running_loop()
 
     async def run(self) -> NoReturn:
         """Keep the stream open until cancelled."""
@@ -64,16 +66,17 @@ class FunctionsStream:
             attendant.news.clear()
             lines, dropped = attendant.take_lines()
             wanted, attendant.want_routes = attendant.want_routes, False
+            began_s = self._loop.time()
             report = attendant.report()
-            await call.write(
-                functions_pb2.FunctionsUp(
-                    report_json=msgspec.json.encode(report),
-                    lines_json=msgspec.json.encode(lines) if lines else b"",
-                    lines_dropped=dropped,
-                    want_routes=wanted,
-                )
+            message = functions_pb2.FunctionsUp(
+                report_json=msgspec.json.encode(report),
+                lines_json=msgspec.json.encode(lines) if lines else b"",
+                lines_dropped=dropped,
+                want_routes=wanted,
             )
-            await asyncio.sleep(_GAP_S)
+            made_s = self._loop.time() - began_s
+            await call.write(message)
+            await asyncio.sleep(max(_GAP_S, _GAP_SHARE * made_s))
             if attendant.lines_waiting:
                 continue
             try:
