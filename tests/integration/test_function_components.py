@@ -103,7 +103,7 @@ class TestWhatItReaches:
     async def test_one_that_calls_itself_ends_at_its_deadline(self, rig: FunctionRig) -> None:
         path, _ = await deployed(rig, components.calling(SERVER), limits=Limits(wall_s=0.5, concurrency=4))
 
-        assert (await rig.get(path)).status == 504
+        assert (await rig.get(path)).status in (502, 504)  # stopped by its engine, or given up by the front
         assert (await rig.get("/functions/c0")).status == 200
 
     async def test_an_address_that_the_owner_of_the_worker_does_not_open_leads_nowhere_and_the_log_says_why(

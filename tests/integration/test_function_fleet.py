@@ -513,6 +513,11 @@ class Pair:
         await self.a.deploy(await a_deployment(self.blobs, "v1", scale=scale), actor="test")
         await until(lambda: self.b.registry.find(HELLO) is not None)
 
+    def reached_from_b(self) -> bool:
+        """Whether b's front knows an instance."""
+        route = self.front_b.table.functions.get(HELLO)
+        return route is not None and bool(route.revisions[0].backends)
+
     def live(self) -> tuple[int, int]:
         return len(self.front_a.live()), len(self.front_b.live())
 
@@ -546,7 +551,7 @@ async def test_of_two_schedulers_the_least_and_the_most_count_once(pair: Pair) -
 async def test_a_front_reaches_the_instances_that_another_scheduler_conducts(pair: Pair) -> None:
     await pair.deploy(Scale(min=1, max=1))
     await until(lambda: pair.live() == (1, 0))
-    await until(lambda: bool(pair.front_b.table.functions[HELLO].revisions[0].backends))
+    await until(pair.reached_from_b)
 
     assert await pair.front_b.call("/functions/hello") == (200, "v1", pair.front_a.live()[0])
     assert pair.live() == (1, 0)
@@ -555,7 +560,7 @@ async def test_a_front_reaches_the_instances_that_another_scheduler_conducts(pai
 async def test_what_a_scheduler_conducted_that_is_gone_another_one_starts(pair: Pair) -> None:
     await pair.deploy(Scale(min=1, max=1))
     await until(lambda: pair.live() == (1, 0))
-    await until(lambda: bool(pair.front_b.table.functions[HELLO].revisions[0].backends))
+    await until(pair.reached_from_b)
 
     await pair.stop_a.aclose()
 
