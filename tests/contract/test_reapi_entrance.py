@@ -1,6 +1,5 @@
 """Who may use which instance: tokens, certificates, scopes; health and reflection for everybody."""
 
-import subprocess
 from collections.abc import Awaitable
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from corral.doors.reapi.config import ReapiConfig
 from corral.kernel.digest import Digest, HashFunction
 from corral.tenants.model import TenantConfig
+from corral.testing.certificates import issue
 from corral.testing.reapi_door import Door, open_door
 from corral.wire.reapi import remote_execution_pb2 as reapi
 from corral.wire.reapi.remote_execution_pb2_grpc import (
@@ -104,32 +104,15 @@ async def test_scopes_are_told_as_capabilities_and_enforced() -> None:
     assert codes == [Code.PERMISSION_DENIED] * 3
 
 
-def certificates(folder: Path, *names: str) -> None:
-    """A CA, a server's certificate, and one per name."""
-
-    def openssl(*arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], check=True, capture_output=True, cwd=folder, timeout=30)
-
-    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-    openssl("req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=ca", "-days", "2")
-    for name in ("server", *names):
-        openssl("req", *key, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
-        (folder / "ext").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
-        openssl(
-            *("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial"),
-            *("-out", f"{name}.pem", "-days", "2", "-extfile", "ext"),
-        )
-
-
 async def test_a_certificate_says_which_tenant_calls(tmp_path: Path) -> None:
-    certificates(tmp_path, "ann", "stranger")
-    tls = ServerTls(
-        certificate=str(tmp_path / "server.pem"), key=str(tmp_path / "server.key"), client_ca=str(tmp_path / "ca.pem")
-    )
+    ca = issue(tmp_path, "ca", ca=True)
+    server = issue(tmp_path, "server", by=ca)
+    shown = {name: issue(tmp_path, name, by=ca) for name in ("ann", "stranger")}
+    tls = ServerTls(certificate=str(server.crt), key=str(server.key), client_ca=str(ca.crt))
 
     async def capabilities(name: str, instance: str) -> None:
-        shown = (tmp_path / f"{name}.key").read_bytes(), (tmp_path / f"{name}.pem").read_bytes()
-        credentials = grpc.ssl_channel_credentials((tmp_path / "ca.pem").read_bytes(), *shown)
+        pair = shown[name].key.read_bytes(), shown[name].crt.read_bytes()
+        credentials = grpc.ssl_channel_credentials(ca.crt.read_bytes(), *pair)
         async with grpc.aio.secure_channel(f"127.0.0.1:{door.port}", credentials) as channel:
             await CapabilitiesStub(channel).GetCapabilities(
                 reapi.GetCapabilitiesRequest(instance_name=instance), timeout=10

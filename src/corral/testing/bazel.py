@@ -45,6 +45,13 @@ def bazel_program() -> Path:
     return program
 
 
+def debians_bazel() -> Path:
+    """Debian's ``bazel-bootstrap``. Raises NoBazel where it is not installed."""
+    if not Path("/usr/bin/bazel-4").exists():
+        raise NoBazel("Debian's bazel-bootstrap is not installed: apt-get install bazel-bootstrap")
+    return Path("/usr/bin/bazel")
+
+
 def _fetch(program: Path) -> None:
     if shutil.which("npm") is None:
         raise NoBazel("npm is not installed, and Bazel comes from there")
@@ -86,10 +93,16 @@ class Built:
 
 
 class Bazel:
-    """Bazel in one workspace, with folders of its own below ``home``. Use as a context manager: it stops the server."""
+    """Bazel in one workspace, with folders of its own below ``home``. Use as a context manager: it stops the server.
 
-    def __init__(self, program: Path, home: Path, workspace: Path) -> None:
+    ``startup`` are options of the program itself; the default ones keep it from the settings of its user and machine.
+    """
+
+    def __init__(
+        self, program: Path, home: Path, workspace: Path, *, startup: Sequence[str] = ("--nohome_rc", "--nosystem_rc")
+    ) -> None:
         self._program = program
+        self._startup = tuple(startup)
         self._root = home / "bazel"
         self.workspace = workspace
 
@@ -105,8 +118,7 @@ class Bazel:
         done = subprocess.run(
             [
                 self._program,
-                "--nohome_rc",
-                "--nosystem_rc",
+                *self._startup,
                 f"--output_user_root={self._root}",
                 verb,
                 *plain,
