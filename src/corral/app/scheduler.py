@@ -176,6 +176,7 @@ async def running_scheduler(config: Config, arguments: Sequence[str] = ()) -> As
                             actions.cache,
                             lambda token: fleet.session(token).worker_id,
                             partial(_add_audit_rows, database),
+                            ledger.record_nowait,
                         ),
                     ),
                 ],

@@ -16,6 +16,7 @@ from corral.app.own_certificate import CERTIFICATE, KEY, RESULT_SEED
 from corral.blobs.ports import BlobStore
 from corral.compile.remote.toolchain import LocalToolchains
 from corral.doors.worker.entrance import Entrance
+from corral.doors.worker.refusals import Refusals
 from corral.doors.worker.servicer import DoorServicer, DoorServices
 from corral.fleet.adapters.grpc_link import SchedulerLink
 from corral.fleet.adapters.grpc_server import serving
@@ -55,14 +56,16 @@ async def worker_door(
 ) -> AsyncIterator[OpenDoor]:
     """Serve while the block runs. Raises InvalidSpec, Conflict for the address."""
     door = config.worker_door
-    entrance = Entrance(worker_id, clock, on_refusal=_log_refusal)
+    results = SchedulerResults(link)
+    refusals = Refusals(clock, results.tell_refusals)
+    entrance = Entrance(worker_id, clock, on_refusal=refusals.record_nowait)
     servicer = DoorServicer(
         DoorServices(
             worker_id=worker_id,
             entrance=entrance,
             blobs=blobs,
             runner=runner,
-            results=SchedulerResults(link),
+            results=results,
             toolchains=LocalToolchains(clock.now_s),
             sign=_lazily(data / RESULT_SEED),
             clock=clock,
@@ -83,6 +86,7 @@ async def worker_door(
         _log.info("the door is open", address=address)
         async with asyncio.TaskGroup() as group:
             telling = [group.create_task(servicer.tell_forever(), name="door:tell") for _ in range(_TELLERS)]
+            telling.append(group.create_task(refusals.tell_forever(), name="door:refusals"))
             try:
                 yield OpenDoor(servicer, entrance, address)
             finally:
@@ -102,7 +106,3 @@ def _lazily(seed: Path) -> Callable[[bytes], bytes]:
         return keys[0].sign(message)
 
     return sign
-
-
-def _log_refusal(kind: str, actor: str, reason: str) -> None:
-    _log.error(kind, category="security", tenant=actor, reason=reason)

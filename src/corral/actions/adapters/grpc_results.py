@@ -14,7 +14,7 @@ from corral.actions.ports import ActionCache
 from corral.fleet.adapters.grpc_link import LinkSession, SchedulerLink
 from corral.kernel.digest import Digest
 from corral.kernel.errors import InvalidSpec, StoreUnavailable, Unauthenticated
-from corral.ledger.model import AuditRow
+from corral.ledger.model import AuditRow, SecurityEvent
 from corral.wire.errors import error_of_rpc
 from corral.wire.server import Context
 from corral.wire.sessions import session_token
@@ -28,11 +28,16 @@ class ResultsServicer(door_pb2_grpc.ResultsServicer):
     """Get and Update, for workers with a session (``admit`` gives the worker's id, or raises Unauthenticated)."""
 
     def __init__(
-        self, cache: ActionCache, admit: Callable[[str], str], audit: Callable[[Sequence[AuditRow]], Awaitable[None]]
+        self,
+        cache: ActionCache,
+        admit: Callable[[str], str],
+        audit: Callable[[Sequence[AuditRow]], Awaitable[None]],
+        record: Callable[[SecurityEvent], None],
     ) -> None:
         self._cache = cache
         self._admit = admit
         self._audit = audit
+        self._record = record
 
     async def Get(self, request: door_pb2.ResultRequest, context: Context) -> door_pb2.ResultAnswer:
         self._admit(session_token(context))
@@ -45,6 +50,12 @@ class ResultsServicer(door_pb2_grpc.ResultsServicer):
 
     async def Update(self, request: door_pb2.ResultUpdates, context: Context) -> door_pb2.ResultUpdated:
         worker_id = self._admit(session_token(context))
+        for encoded in request.security_events_json:
+            try:
+                event = msgspec.json.decode(encoded, type=SecurityEvent)
+            except msgspec.DecodeError as error:
+                raise InvalidSpec(f"security_events_json: {error}") from error
+            self._record(msgspec.structs.replace(event, facts={**event.facts, "worker": worker_id}))
         rows = []
         for each in request.updates:
             try:
@@ -104,6 +115,14 @@ class SchedulerResults:
                 update.result = each.result.encoded
                 update.named.extend(str(name) for name in each.result.named)
                 update.execution = each.result.execution
+        await self._update(session, request)
+
+    async def tell_refusals(self, events: Sequence[SecurityEvent]) -> None:
+        """Leave whom this worker's door turned away, for the ledger. Raises StoreUnavailable."""
+        encoded = [msgspec.json.encode(each) for each in events]
+        await self._update(await self._session(), door_pb2.ResultUpdates(security_events_json=encoded))
+
+    async def _update(self, session: LinkSession, request: door_pb2.ResultUpdates) -> None:
         try:
             await ResultsStub(session.channel).Update(request, metadata=session.metadata, timeout=_ANSWER_S)
         except grpc.aio.AioRpcError as failure:

@@ -3,7 +3,7 @@
 import ipaddress
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import Final, Protocol, cast
+from typing import Final, NoReturn, Protocol, cast
 from urllib.parse import unquote
 
 from google.protobuf.message import DecodeError
@@ -72,14 +72,15 @@ class Entrance:
         """As ``tenant``, for a caller who is known."""
         tenant = instance or caller.tenant
         if tenant != caller.tenant and not self._identities.may_act_for(caller, tenant):
-            self._refuse(caller, f'the instance "{instance[:100]}" is not this token\'s tenant', context)
+            self.refuse(caller, f'the instance "{instance[:100]}" is not this token\'s tenant', context)
         if not tenant:
-            self._refuse(caller, "an administrator's token belongs to no tenant: name one as the instance", context)
+            self.refuse(caller, "an administrator's token belongs to no tenant: name one as the instance", context)
         if not caller.may(scope):
-            self._refuse(caller, f'this token does not have the scope "{scope}"', context)
+            self.refuse(caller, f'this token does not have the scope "{scope}"', context)
         return tenant
 
-    def _refuse(self, caller: Principal, reason: str, context: Context) -> None:
+    def refuse(self, caller: Principal, reason: str, context: Context) -> NoReturn:
+        """Say no to somebody who is known, and record it. Raises Refused."""
         self._identities.refused(caller, reason, _request_id(context))
         raise Refused(reason)
 

@@ -7,7 +7,7 @@ from corral.doors.reapi.entrance import READ_RESULTS, WRITE_RESULTS, Entrance
 from corral.doors.reapi.inline import Inliner, Wanted
 from corral.doors.reapi.names import function_of
 from corral.doors.reapi.services import Services
-from corral.kernel.errors import NotFound, Refused
+from corral.kernel.errors import NotFound
 from corral.wire.reapi import remote_execution_pb2 as reapi
 from corral.wire.server import Context
 
@@ -34,9 +34,10 @@ class ActionCacheServicer:
         return await self._inliner.fill(tenant, found.encoded, wanted, action.function)
 
     async def UpdateActionResult(self, request: reapi.UpdateActionResultRequest, context: Context) -> bytes:
-        tenant = self._entrance.tenant(context, request.instance_name, WRITE_RESULTS)
+        caller = self._entrance.caller(context)
+        tenant = self._entrance.admit(caller, context, request.instance_name, WRITE_RESULTS)
         if not self._update_enabled:
-            raise Refused("only workers fill this action cache (reapi.cache_update is off)")
+            self._entrance.refuse(caller, "only workers fill this action cache (reapi.cache_update is off)", context)
         action = digest_from(request.action_digest, function_of(request.digest_function), "action_digest")
         encoded = request.action_result.SerializeToString()
         await self._cache.update(tenant, action, StoredResult(encoded=encoded, stored_s=self._clock.now_s()))

@@ -443,16 +443,22 @@ class ResultUpdates(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     UPDATES_FIELD_NUMBER: _builtins.int
+    SECURITY_EVENTS_JSON_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def updates(self) -> _containers.RepeatedCompositeFieldContainer[Global___ResultUpdate]: ...
+    @_builtins.property
+    def security_events_json(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """ledger.model.SecurityEvent: whom the worker's door turned away"""
+
     def __init__(
         self,
         *,
         updates: _abc.Iterable[Global___ResultUpdate] | None = ...,
+        security_events_json: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["updates", b"updates"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["security_events_json", b"security_events_json", "updates", b"updates"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
