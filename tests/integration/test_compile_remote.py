@@ -311,11 +311,17 @@ class _Mortal:
     """Passes bytes on to a worker until so many have gone through; then the worker is gone for good."""
 
     def __init__(self, target: str, bytes_left: int) -> None:
-        self._host, _, port = target.rpartition(":")
-        self._port = int(port)
+        self._host, self._port = "", 0
         self._left = bytes_left
         self._writers: set[asyncio.StreamWriter] = set()
         self.address = ""
+        self.lead_to(target)
+
+    def lead_to(self, target: str) -> None:
+        """Another worker is here now."""
+        self._host, _, port = target.rpartition(":")
+        self._port = int(port)
+        self._die()
 
     @asynccontextmanager
     async def living(self) -> AsyncIterator[None]:
@@ -389,11 +395,30 @@ async def test_a_worker_that_nobody_reaches_or_that_shows_another_certificate_is
     async with _fleet(tmp_path, workers=2) as fleet:
         fleet.workers[0].fingerprint = "0" * 64
         assert (await _compile(fleet, project, "gcc -Iinc -c src/a.c -o out.o")).worker == "wrk-1"
-        fleet.workers = fleet.routes.workers = fleet.workers[:1]
+    (tmp_path / "other").mkdir()
+    async with _fleet(tmp_path / "other") as fleet:
         fleet.workers[0].address = "127.0.0.1:1"
-        await fleet.compiler.slots.close()
         with pytest.raises(WorkerLost):
             await _compile(fleet, project, "gcc -Iinc -c src/a.c -o out.o")
+
+
+async def test_a_worker_that_comes_back_with_another_certificate_is_dialed_anew(tmp_path: Path) -> None:
+    project = _project(tmp_path)
+    line = "gcc -Iinc -c src/a.c -o out.o"
+
+    async with _fleet(tmp_path, workers=2) as fleet:
+        old, new = fleet.workers
+        before, after = old.address, new.address
+        async with (place := _Mortal(before, 10**9)).living():
+            old.address = new.address = place.address
+            fleet.routes.workers = [old]
+            await _compile(fleet, project, line)
+            place.lead_to(after)  # the same address, and another process behind it
+            fleet.routes.workers = [new]
+            answer = await _compile(fleet, project, line)
+
+        assert (answer.worker, answer.exit_code) == ("wrk-1", 0)
+        assert fleet.compiler.figures.retries == 1
 
 
 async def test_a_full_worker_says_so_at_once_and_another_is_asked(tmp_path: Path) -> None:

@@ -393,6 +393,7 @@ def test_a_wrapper_around_a_compiler_is_handed_everything(own: Compiles, project
 def test_a_compiler_that_is_killed_kills_the_wrapper_the_same_way(own: Compiles, project: Path) -> None:
     os.mkfifo(project / "waits.h")
     change(project / "waits.c", '#include "waits.h"\n')
+    own.run("gcc", "--version", cwd=project)  # the daemon is there: its start would be a child, too
     wrapper = own.start("gcc", "-c", "waits.c", cwd=project, stderr=subprocess.PIPE)
     wait_until(lambda: has_child(wrapper.pid))
 
@@ -445,6 +446,30 @@ def test_64_wrappers_at_once_start_one_daemon_and_all_compile(own: Compiles, pro
     wrappers = [own.start("gcc", "-c", f"part{number}.c", "-o", f"part{number}.o", cwd=project) for number in range(64)]
     assert [wrapper.wait(timeout=100) for wrapper in wrappers] == [0] * 64
     assert own.outcomes()[64:] == ["local-hit"] * 64
+
+
+def test_a_wrapper_that_is_killed_while_it_starts_the_daemon_leaves_one_that_serves_the_next(
+    own: Compiles, project: Path
+) -> None:
+    """Ctrl-C in the first second of a build, and make again."""
+    python = project / "python"
+    python.write_text(
+        f"#!/bin/sh\ntouch {project}/starting.$$\nwhile ! [ -e {project}/go ]; do sleep 0.01; done\n"
+        f'exec {own.environment["CORRAL_CC_PYTHON"]} "$@"\n'
+    )
+    python.chmod(0o755)
+    own.environment["CORRAL_CC_PYTHON"] = str(python)
+    first = own.start("gcc", *COMPILE, cwd=project)
+    wait_until(lambda: len(list(project.glob("starting.*"))) == 1)
+    first.kill()
+    first.wait()
+    second = own.start("gcc", *COMPILE, cwd=project)
+    wait_until(lambda: len(list(project.glob("starting.*"))) == 2)
+
+    (project / "go").touch()
+
+    assert second.wait(timeout=60) == 0
+    assert own.outcomes() == ["local-run"]
 
 
 def test_equal_compiles_at_the_same_time_run_once(own: Compiles, project: Path) -> None:

@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -23,7 +24,7 @@ from corral.compile.elsewhere import Elsewhere
 from corral.compile.journal import Journal
 from corral.compile.ports import SharedResults
 from corral.compile.records import Records
-from corral.compile.rendezvous import SOCKET, TOKEN, bind, directory, new_token, open_private, world
+from corral.compile.rendezvous import SOCKET, TOKEN, bind, directory, is_served, new_token, open_private, world
 from corral.compile.server import Server
 from corral.compile.service import CompileService
 from corral.compile.settings import config_file, load_compile_config, store_directory
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from corral.compile.remote.compiler import FleetCompiler
 
 _TICK_S: Final = 1.0
+_TURN_S: Final = 0.02
 _LOG_BYTES_MAX: Final = 4 * 1024**2
 _RELOAD_NEEDS_RESTART: Final = ("store", "jobs", "shared", "remote")
 _log: Final = structlog.get_logger("compile")
@@ -194,6 +196,23 @@ def _tell_ready(ready: int) -> None:
         os.close(ready)
 
 
+def _our_turn(private: int) -> bool:
+    """Take the lock, which this process holds for its life; False when another daemon serves.
+
+    One that is about to end frees it with its last breath, and its wrappers wait with us; one that is about to serve
+    was started by a wrapper that somebody has killed.
+    """
+    lock = os.open("daemon.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=private)
+    while True:
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        if is_served(private):
+            os.close(lock)
+            return False
+        time.sleep(_TURN_S)
+
+
 def _configure_logging() -> None:
     structlog.configure(
         processors=[
@@ -223,9 +242,9 @@ def main() -> int:
     _configure_logging()
     try:
         private = open_private(directory(os.environ, os.geteuid()))
-        lock = os.open("daemon.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=private)
-        # The one before is about to end, and frees it with its last breath; its wrappers wait with us.
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not _our_turn(private):
+            _tell_ready(ready)  # whoever started us is served by the other one
+            return 0
         gc.collect()
         gc.freeze()
         gc.set_threshold(50_000, 20, 20)

@@ -50,8 +50,11 @@ class Records:
         return sorted(found, key=lambda record: -record.at_s)
 
     def _bound(self) -> None:
-        files = sorted((file.stat().st_mtime, file.path) for file in os.scandir(self._directory))
-        for _, path in files[: max(0, len(files) - self._records_max)]:
+        found = []
+        for file in os.scandir(self._directory):
+            with contextlib.suppress(OSError):  # another thread renames its own meanwhile
+                found.append((file.stat().st_mtime, file.path))
+        for _, path in sorted(found)[: max(0, len(found) - self._records_max)]:
             with contextlib.suppress(OSError):
                 os.unlink(path)
 

@@ -17,6 +17,8 @@ from corral.kernel.errors import Conflict, InvalidSpec
 
 SOCKET: Final = "socket"
 TOKEN: Final = "token"
+LISTEN_QUEUE: Final = 4096
+"""Wrappers that have not been accepted yet; the kernel has a bound of its own (net.core.somaxconn)."""
 _OTHERS: Final = 0o077
 
 
@@ -56,24 +58,31 @@ def open_private(path: Path) -> int:
 
 def bind(private: int) -> socket.socket:
     """A listening socket in the open directory. Raises Conflict when another daemon answers there."""
-    address = f"/proc/self/fd/{private}/{SOCKET}"  # whose real name may be too long for a socket
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            probe.connect(address)
-    except OSError:
-        pass
-    else:
-        listening.close()
+    if is_served(private):
         raise Conflict("another compile daemon of this user runs already")
     try:
         os.unlink(SOCKET, dir_fd=private)
     except FileNotFoundError:
         pass
-    listening.bind(address)
-    listening.listen(512)
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listening.bind(_address(private))
+    listening.listen(LISTEN_QUEUE)
     listening.setblocking(False)
     return listening
+
+
+def is_served(private: int) -> bool:
+    """Tell whether a daemon answers in the open directory."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(_address(private))
+        except OSError:
+            return False
+    return True
+
+
+def _address(private: int) -> str:
+    return f"/proc/self/fd/{private}/{SOCKET}"  # whose real name may be too long for a socket
 
 
 def new_token(private: int) -> bytes:

@@ -11,7 +11,7 @@ import structlog
 
 from corral.compile import frames
 from corral.compile.frames import MalformedFrame
-from corral.compile.rendezvous import peer_uid
+from corral.compile.rendezvous import LISTEN_QUEUE, peer_uid
 from corral.compile.service import CompileService
 
 _log: Final = structlog.get_logger("compile")
@@ -29,11 +29,11 @@ class Connection(asyncio.Protocol):
 
     @property
     def gone(self) -> bool:
-        """See ``service.Caller``."""
+        """See ``callers.Caller``."""
         return self._transport is None
 
     def reply(self, frame: bytes) -> None:
-        """See ``service.Caller``."""
+        """See ``callers.Caller``."""
         if self._transport is not None:
             self._transport.write(frame)
 
@@ -88,7 +88,7 @@ class Server:
         """Until ``stopping``. Closes the socket first, so that no wrapper waits for an answer that does not come."""
         loop = asyncio.get_running_loop()
         async with asyncio.TaskGroup() as self._group:
-            server = await loop.create_unix_server(lambda: Connection(self), sock=listening)
+            server = await loop.create_unix_server(lambda: Connection(self), sock=listening, backlog=LISTEN_QUEUE)
             try:
                 await stopping.wait()
             finally:

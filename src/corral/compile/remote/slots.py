@@ -17,6 +17,7 @@ from corral.kernel.errors import CorralError, NoFeasibleWorker
 
 _MARGIN_S: Final = 30.0
 _AGAIN_S: Final = 1.0
+
 Start = Callable[[Coroutine[Any, Any, None]], None]
 
 
@@ -52,6 +53,7 @@ class Slots:
         self._held: dict[str, _Held] = {}
         self._waiting: deque[asyncio.Future[Slot]] = deque()
         self._asking = False
+        self._closed = False
         self._full_until_s = 0.0
         self.avoid: dict[str, float] = {}
 
@@ -63,9 +65,12 @@ class Slots:
     async def acquire(self) -> Slot:
         """A slot, as soon as there is one.
 
-        Raises: NoFeasibleWorker when the fleet is full and we hold nothing of it; what ``Routes.route`` raises.
+        Raises: NoFeasibleWorker when the fleet is full and we hold nothing of it, and after :meth:`close`; what
+        ``Routes.route`` raises.
         Cancellation: nothing is held.
         """
+        if self._closed:
+            raise _ends()
         slot = self._take_free()
         if slot is not None:
             return slot
@@ -104,11 +109,9 @@ class Slots:
 
     async def close(self) -> None:
         """Give everything back. Raises nothing: what is not given back ends by itself."""
+        self._closed = True
         ids, self._held = list(self._held), {}
-        while self._waiting:
-            future = self._waiting.popleft()
-            if not future.done():
-                future.set_exception(NoFeasibleWorker("the daemon ends"))
+        self._fail(_ends())
         await self._release(ids)
 
     def _take_free(self) -> Slot | None:
@@ -132,7 +135,7 @@ class Slots:
     def _ask(self) -> None:
         wanted = sum(not each.done() for each in self._waiting)
         room = self._slots_max - sum(each.route.slots for each in self._held.values())
-        if self._asking or not wanted or room <= 0:
+        if self._asking or self._closed or not wanted or room <= 0:
             return
         if self._held and self._clock.monotonic_s() < self._full_until_s:
             return
@@ -143,7 +146,11 @@ class Slots:
         try:
             await asyncio.sleep(0)  # whoever asks in the same moment is counted in
             count = max(count, min(sum(not each.done() for each in self._waiting), self._slots_max))
-            for route in await self._routes.route(image=self._image, slots=count, avoid=tuple(self.avoid)):
+            found = await self._routes.route(image=self._image, slots=count, avoid=tuple(self.avoid))
+            if self._closed:
+                await self._release([route.id for route in found])
+                return
+            for route in found:
                 self._held[route.id] = _Held(route, route.slots, self._clock.monotonic_s())
             self._serve()
         except CorralError as error:
@@ -173,3 +180,7 @@ class Slots:
 
     def _ends_soon(self, route: WorkerRoute) -> bool:
         return route.expires_s < self._clock.now_s() + _MARGIN_S
+
+
+def _ends() -> NoFeasibleWorker:
+    return NoFeasibleWorker("the daemon ends")
