@@ -4,6 +4,7 @@ import asyncio
 import os
 import shutil
 import socket
+import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -119,13 +120,18 @@ class Fleet:
         self.exit_code = exit_code
         self.error = error
         self.requests: list[CompileRequest] = []
+        self.asked = asyncio.Event()
+        self.open = asyncio.Event()
+        self.open.set()
 
     async def compile(self, request: CompileRequest, hashes: FileHashes) -> CompileAnswer:
         self.requests.append(request)
-        if self.error is not None:
-            raise self.error
         source = hashes.hash_of(f"{request.root}/main.c")
         assert source is not None
+        self.asked.set()
+        await self.open.wait()
+        if self.error is not None:
+            raise self.error
         return CompileAnswer(
             outcome=Outcome.REMOTE_RUN,
             exit_code=self.exit_code,
@@ -236,3 +242,57 @@ async def test_without_a_project_nothing_leaves_the_machine(tmp_path: Path, proj
         assert status == 0
         assert not fleet.requests
         assert outcomes(tmp_path) == ["local-run"]
+
+
+async def test_equal_compiles_ask_the_fleet_once_and_other_headers_ask_again(tmp_path: Path, project: Path) -> None:
+    fleet = Fleet()
+    fleet.open.clear()
+    async with daemon(tmp_path, fleet) as (running, service):
+        async with asyncio.TaskGroup() as group:
+            first = group.create_task(running.wrapper(project))
+            await fleet.asked.wait()
+            second = group.create_task(running.wrapper(project))
+            (project / "main.c").write_text("int main(void) { return 2; }\n")
+            third = group.create_task(running.wrapper(project))
+            fleet.open.set()
+        await service.flush()
+
+        assert [each.result()[0] for each in (first, second, third)] == [0, 0, 0]
+        assert len(fleet.requests) == 2
+        assert sorted(outcomes(tmp_path)) == ["local-hit", "remote-run", "remote-run"]
+
+
+async def test_more_wrappers_than_are_served_at_once_are_not_turned_away_at_the_door(tmp_path: Path) -> None:
+    """uvloop and asyncio listen for a hundred unless told otherwise; make -j200 is no mistake."""
+    async with daemon(tmp_path, Fleet()):
+        callers = [socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) for _ in range(300)]
+        for caller in callers:
+            caller.setblocking(False)
+        knocks = [caller.connect_ex(str(tmp_path / "run" / "socket")) for caller in callers]
+        for caller in callers:
+            caller.close()
+
+    assert set(knocks) == {0}
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{"])
+def test_a_daemon_that_is_told_to_stop_while_a_scheduler_is_silent_ends_and_the_compiler_compiles(
+    project: Path, answer: bytes
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        with compiles({"CORRAL_COMPILE__REMOTE__SCHEDULER": f"http://127.0.0.1:{port}"}) as own:
+            wrappers = [own.start(*COMPILE, cwd=project, stderr=subprocess.PIPE)]
+            connection, _ = silent.accept()
+            connection.sendall(answer)
+            (project / "second.c").write_text("int x;\n")
+            wrappers.append(own.start("gcc", "-c", "second.c", cwd=project, stderr=subprocess.PIPE))
+
+            own.stop()
+
+            assert [wrapper.wait(timeout=60) for wrapper in wrappers] == [0, 0]
+            for wrapper in wrappers:
+                wrapper.communicate()
+            connection.close()
+        assert (project / "main.o").is_file()
+        assert (project / "second.o").is_file()

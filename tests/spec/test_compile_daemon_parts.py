@@ -1,6 +1,8 @@
 """Small parts of the compile daemon: file table, frames, explain, statistics, captures, settings."""
 
+import asyncio
 import os
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import msgspec
@@ -9,12 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corral.compile import frames
+from corral.compile.beside import Beside
 from corral.compile.capture import Source, again, capture, read_graph
 from corral.compile.closure import traits
+from corral.compile.compilers import Compilers
 from corral.compile.explain import Record, diffs, reason
-from corral.compile.files import FileTable
+from corral.compile.files import FileTable, Signature
 from corral.compile.frames import MalformedFrame, read_ask, read_head, read_report
 from corral.compile.grammars import parse
+from corral.compile.identity import Identities, Question
 from corral.compile.journal import Event, Journal, read_journal, sums
 from corral.compile.model import (
     Cacheable,
@@ -25,10 +30,14 @@ from corral.compile.model import (
     Outcome,
     Vendor,
 )
+from corral.compile.records import Records
+from corral.compile.remote.model import WorkerRoute
+from corral.compile.remote.slots import Slots
 from corral.compile.rendezvous import bind, directory, new_token, open_private
 from corral.compile.settings import load_compile_config, store_directory
 from corral.entry import is_compile
-from corral.kernel.errors import Conflict, InvalidSpec
+from corral.kernel.clock import SystemClock
+from corral.kernel.errors import Conflict, InvalidSpec, NoFeasibleWorker
 
 # File table
 
@@ -174,6 +183,101 @@ def test_explain_names_what_changed(changes: dict[str, object], words: tuple[str
 def test_the_first_time_has_its_own_reason_and_so_has_what_was_evicted() -> None:
     assert reason(record(), None) == "first-time"
     assert reason(record(), record()) == "evicted"
+
+
+def test_records_are_bounded_the_oldest_out_first_whatever_else_happens_in_their_directory(tmp_path: Path) -> None:
+    records = Records(tmp_path, records_max=3)
+    (tmp_path / "explain" / "gone.new1").symlink_to("nowhere")  # as a file that another thread has renamed by now
+    for number in range(4):
+        records.write(record(source=f"/p/{number}.c"))
+        for file in (tmp_path / "explain").glob("*.json"):
+            os.utime(file, (number, number)) if records.read(f"/p/{number}.c") and file.stat().st_mtime > 1e6 else None
+
+    for number in range(300):  # it looks once in a while
+        records.write(record(source="/p/3.c", at_s=float(number)))
+
+    assert len(list((tmp_path / "explain").glob("*.json"))) <= 3
+    assert records.read("/p/0.c") is None
+    assert records.read("/p/3.c") is not None
+
+
+# Who the compiler is
+
+
+async def test_a_compiler_that_many_wrappers_meet_at_once_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def probe(question: Question) -> tuple[CompilerIdentity, list[tuple[str, Signature]]]:
+        asked.append(question)
+        return GCC, []
+
+    monkeypatch.setattr(Identities, "probe", staticmethod(probe))
+    beside = Beside(2)
+    compilers = Compilers(beside)
+    async with beside.running(), asyncio.TaskGroup() as group:
+        meeting = [group.create_task(compilers.meet(("/usr/bin/gcc", ("/bin",)))) for _ in range(200)]
+
+    assert {each.result() for each in meeting} == {GCC}
+    assert len(asked) == 1
+
+
+async def test_a_compiler_that_cannot_be_asked_is_asked_by_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def probe(question: Question) -> tuple[CompilerIdentity, list[tuple[str, Signature]]]:
+        raise OSError("no more processes")
+
+    monkeypatch.setattr(Identities, "probe", staticmethod(probe))
+    beside = Beside(2)
+    compilers = Compilers(beside)
+    async with beside.running():
+        for _ in range(2):
+            with pytest.raises(OSError, match="processes"):
+                await compilers.meet(("/usr/bin/gcc", ("/bin",)))
+
+
+# Slots on the fleet
+
+
+async def test_slots_that_are_closed_leave_nobody_waiting() -> None:
+    class Silent:
+        """A scheduler that never answers."""
+
+        asked = asyncio.Event()
+
+        async def route(self, *, image: str, slots: int, avoid: Collection[str]) -> Sequence[WorkerRoute]:
+            self.asked.set()
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        async def release(self, route_ids: Collection[str]) -> None:
+            pass
+
+        async def close(self) -> None:
+            pass
+
+    asking: list[asyncio.Task[None]] = []
+    scheduler = Silent()
+    async with asyncio.TaskGroup() as group:
+        slots = Slots(
+            scheduler,
+            SystemClock(),
+            lambda work: asking.append(group.create_task(work)),
+            image="",
+            slots_max=4,
+            idle_s=1,
+        )
+        waiting = [group.create_task(_refused(slots)) for _ in range(3)]
+        await scheduler.asked.wait()
+        await slots.close()
+        asking[0].cancel()
+
+    assert [each.result() for each in waiting] == ["the daemon ends"] * 3
+    assert await _refused(slots) == "the daemon ends"
+
+
+async def _refused(slots: Slots) -> str:
+    with pytest.raises(NoFeasibleWorker) as caught:
+        await slots.acquire()
+    return caught.value.message
 
 
 # Statistics

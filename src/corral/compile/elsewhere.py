@@ -43,9 +43,15 @@ class Elsewhere:
         self._remote = remote
 
     async def find(
-        self, plan: Plan, holding: Callable[[list[LiveSet]], LiveSet | None], hashes: FileTable
+        self,
+        plan: Plan,
+        live: LiveSet | None,
+        holding: Callable[[list[LiveSet]], LiveSet | None],
+        hashes: FileTable,
     ) -> Found | None:
         """The result of ``plan``; None when nobody has it and nobody may compile it.
+
+        ``live`` is what a compile now would read, as far as it is known here; ``holding`` finds such a set in others.
 
         Raises: CorralError, when the fleet was asked and could not.
         """
@@ -55,7 +61,6 @@ class Elsewhere:
                 return found
         if self._remote is None or not plan.cacheable.remote or not plan.root:
             return None
-        sets = plan.sets or ()
         request = CompileRequest(
             argv=plan.argv,
             cwd=plan.cwd,
@@ -66,7 +71,7 @@ class Elsewhere:
             identity=plan.identity,
             inputs=plan.inputs,
             request_key=plan.request_key,
-            include_set=sets[0].include_set if sets else None,
+            include_set=None if live is None else live.include_set,
         )
         return _found(plan, await self._remote.compile(request, hashes))
 

@@ -28,8 +28,8 @@ class CompileRequest(msgspec.Struct, frozen=True, kw_only=True):
         environment: the variables that matter.
         invocation, cacheable, identity, inputs: what the local side made of it.
         request_key: the name of the request without the contents of files.
-        include_set: a set that was valid the last time, None when this request was never seen: then the closure has
-            to be found first (``-M``).
+        include_set: what a compile now would read, None when that is not known: then the closure has to be found
+            first (``-M``).
     """
 
     argv: tuple[str, ...]

@@ -15,23 +15,11 @@ from corral.compile import closure
 from corral.compile.capture import again
 from corral.compile.gathering import Compiled, gather
 from corral.compile.model import Bypass, IncludeSet
-from corral.compile.paths import absolute
 from corral.compile.ports import CompileRequest, FileHashes
 from corral.compile.remote.layout import CannotShip
 
 _ASK_S: Final = 120.0
 _SEARCH: Final = ("PATH", "TMPDIR", "HOME")
-
-
-def holds(include_set: IncludeSet | None, root: str, hashes: FileHashes) -> bool:
-    """Tell whether a compile now would read what one read before."""
-    if include_set is None or include_set.bound_to not in ("", root) or include_set.moment:
-        return False
-    for path, content_hash in include_set.files:
-        found = hashes.hash_of(absolute(path, root=root))
-        if found is None or found[0] != content_hash:
-            return False
-    return not any(os.path.lexists(absolute(path, root=root)) for path in include_set.absent)
 
 
 async def ask_closure(request: CompileRequest, hashes: FileHashes, *, now_s: float) -> IncludeSet:

@@ -14,7 +14,7 @@ from corral.compile import closure
 from corral.compile.model import FileTraits, IncludeSet, Outcome
 from corral.compile.paths import absolute
 from corral.compile.ports import CompileAnswer, CompileRequest, FileHashes
-from corral.compile.remote.asking import ask_closure, holds, preprocess
+from corral.compile.remote.asking import ask_closure, preprocess
 from corral.compile.remote.door import Door, Doors
 from corral.compile.remote.foresight import Foresight
 from corral.compile.remote.layout import lay_out, lay_out_preprocessed, move_back, outputs_by_role
@@ -97,7 +97,7 @@ class FleetCompiler:
             text, rules, include_set = await preprocess(request, hashes, now_s=now_s)
             return lay_out_preprocessed(request, text, image=image), include_set, rules
         known = request.include_set
-        if known is not None and holds(known, request.root, hashes):
+        if known is not None and not known.moment:
             include_set = msgspec.structs.replace(known, bound_to="")
         else:
             include_set = await ask_closure(request, hashes, now_s=now_s)
@@ -116,8 +116,8 @@ class FleetCompiler:
         config = self._config
         door = await self._doors.open(route, tenant=config.tenant, image=config.image, answer_s=config.answer_s)
         try:
-            along = self._foresight.along(shipment, now_s=self._clock.monotonic_s())
-            answer = await door.execute(shipment, inline_bytes=_INLINE_BYTES, along=along)
+            guess = self._foresight.guess(shipment, now_s=self._clock.monotonic_s())
+            answer = await door.execute(shipment, inline_bytes=_INLINE_BYTES, along=guess.contents, ask_cache=guess.ask)
             self._foresight.ended(shipment, hit=answer.cached, now_s=self._clock.monotonic_s())
         finally:
             self.figures.uploaded_blobs += door.uploaded_blobs

@@ -75,11 +75,11 @@ class Door:
         self.uploaded_blobs = 0
 
     async def execute(
-        self, shipment: Shipment, *, inline_bytes: int, along: Sequence[bytes] = ()
+        self, shipment: Shipment, *, inline_bytes: int, along: Sequence[bytes] = (), ask_cache: bool = True
     ) -> "door_pb2.ExecuteResponse":
         """Ask for the result, and send what is missing; a second lack is a failure.
 
-        ``along`` are contents that the worker can hardly have; with them the cache is not asked.
+        ``along`` are contents that the worker can hardly have.
         """
         request = door_pb2.ExecuteRequest(
             action=str(shipment.action),
@@ -87,7 +87,7 @@ class Door:
             tenant=self._tenant,
             blobs=(*shipment.messages, *along),
             inline_bytes=inline_bytes,
-            skip_cache=bool(along),
+            skip_cache=not ask_cache,
         )
         self.uploaded_blobs += len(along)
         self.uploaded_bytes += sum(map(len, along))

@@ -2,10 +2,12 @@
 
 Asking first and sending then costs two more round trips, which a build of new sources pays for every file; sending
 unasked costs bytes, which an unchanged rebuild must not pay. So a burst of compiles begins with asking, and only after
-a row of misses contents go along that were never sent from here; now and then one is asked for all the same.
+a row of misses contents go along that were never sent from here. Then the worker need not look into the scheduler's
+cache either; now and then it does all the same.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -13,11 +15,19 @@ from corral.compile.remote.model import Shipment
 from corral.kernel.digest import Digest
 
 _MISSES: Final = 8
-_ASK_EVERY: Final = 8
+_ASK_EVERY: Final = 16
 _PAUSE_S: Final = 2.0
 _FILE_BYTES: Final = 32 * 1024
 _ALONG_BYTES: Final = 128 * 1024
 _REMEMBERED_MAX: Final = 200_000
+
+
+@dataclass(frozen=True, slots=True)
+class Guess:
+    """What to send along, and whether the worker should ask the cache."""
+
+    contents: tuple[bytes, ...] = ()
+    ask: bool = True
 
 
 class Foresight:
@@ -29,15 +39,16 @@ class Foresight:
         self._used_s = 0.0
         self._sent: set[Digest] = set()
 
-    def along(self, shipment: Shipment, *, now_s: float) -> tuple[bytes, ...]:
-        """Contents to send with the question; () to ask first."""
+    def guess(self, shipment: Shipment, *, now_s: float) -> Guess:
+        """For the next compile."""
         if now_s - self._used_s > _PAUSE_S:
             self._misses = 0  # another build
         self._used_s = now_s
+        if self._misses < _MISSES:
+            return Guess()
         self._count += 1
-        if self._misses < _MISSES or self._count % _ASK_EVERY == 0:
-            return ()
-        return _small(shipment.files, self._sent)
+        contents = _small(shipment.files, self._sent)
+        return Guess(contents, ask=not contents or self._count % _ASK_EVERY == 0)
 
     def ended(self, shipment: Shipment, *, hit: bool, now_s: float) -> None:
         """A compile was answered."""
