@@ -29,7 +29,6 @@ from corral.wire.transport import ServerTls, WireLimits
 from corral.wire.v1 import door_pb2_grpc
 
 _MESSAGE_BYTES_MAX = 64 * 1024**2
-_TELLERS = 8
 _TOLD_WITHIN_S = 5.0
 _log = structlog.get_logger("corral.door")
 
@@ -85,8 +84,10 @@ async def worker_door(
         address = door.address or join_address(split_address(door.listen)[0], port)
         _log.info("the door is open", address=address)
         async with asyncio.TaskGroup() as group:
-            telling = [group.create_task(servicer.tell_forever(), name="door:tell") for _ in range(_TELLERS)]
-            telling.append(group.create_task(refusals.tell_forever(), name="door:refusals"))
+            telling = [
+                group.create_task(servicer.tell_forever(), name="door:tell"),
+                group.create_task(refusals.tell_forever(), name="door:refusals"),
+            ]
             try:
                 yield OpenDoor(servicer, entrance, address)
             finally:

@@ -6,7 +6,7 @@ elsewhere. Whatever a client uploads is stored under the digest that its bytes h
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Final, NoReturn, Protocol
 
@@ -30,7 +30,10 @@ from corral.wire.v1 import door_pb2, door_pb2_grpc
 _PIECE: Final = 256 * 1024
 _DIGESTS_MAX: Final = 100_000
 _UNTOLD_MAX: Final = 1000
-_TOLD_TOGETHER: Final = 64
+_TOLD_TOGETHER: Final = 256
+_TELL_EVERY_S: Final = 0.5
+"""A worker that is busy tells what ran this often: one call for many rows. What is told later than it ran is lost when
+the worker is killed in between, so it is not more."""
 _log = structlog.get_logger("corral.door")
 
 
@@ -86,12 +89,13 @@ class DoorServicer(door_pb2_grpc.DoorServicer):
     def __init__(self, services: DoorServices) -> None:
         self._services = services
         self._untold: asyncio.Queue[EndedExecution] = asyncio.Queue(_UNTOLD_MAX)
+        self._hurry = asyncio.Event()
         self.busy = 0
 
     async def tell_forever(self) -> NoReturn:
         """Leave audit rows and results at the scheduler, until cancelled; who waits for an answer need not wait for
-        that. Some of these run at a time. What the scheduler does not take is logged and lost: the next equal
-        execution runs again.
+        that. The first is told at once, those that follow closely together. What the scheduler does not take is logged
+        and lost: the next equal execution runs again.
         """
         while True:
             batch = [await self._untold.get()]
@@ -104,10 +108,17 @@ class DoorServicer(door_pb2_grpc.DoorServicer):
             finally:
                 for _ in batch:
                     self._untold.task_done()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_TELL_EVERY_S):
+                    await self._hurry.wait()
 
     async def wait_told(self) -> None:
         """Everything that ran has been told, or was lost. Cancellation: safe."""
-        await self._untold.join()
+        self._hurry.set()
+        try:
+            await self._untold.join()
+        finally:
+            self._hurry.clear()
 
     async def Probe(self, request: door_pb2.ProbeRequest, context: Context) -> door_pb2.ExecuteResponse:
         await self._services.entrance.admit(context, tenant=request.tenant, image=request.image)
