@@ -77,7 +77,7 @@ def measure() -> Sequence[Row]:
         )
         peers = [*_peers(place)]
         rows = _hits(place, corral, peers)
-        for project in _projects(place):
+        for project in projects(place):
             rows += _rebuilds(project, corral, [peer for peer in peers if peer.name.startswith("ccache")])
         for peer in peers:
             if peer.name == "sccache":
@@ -176,7 +176,7 @@ def _hit(tool: Tool, place: Path, words: Sequence[str]) -> Spent:
         os.chdir(before)
 
 
-def _projects(place: Path) -> Sequence[tuple[str, Path, tuple[str, ...]]]:
+def projects(place: Path) -> Sequence[tuple[str, Path, tuple[str, ...]]]:
     """Directory and make's words of each; made up where Debian's sources cannot be had."""
     found = []
     for package, pattern, words in (

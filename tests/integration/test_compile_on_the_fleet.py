@@ -87,9 +87,10 @@ def test_a_compile_runs_in_a_sandbox_of_a_worker_and_the_next_user_finds_it(
     with compiles(settings) as second:
         assert _compile(second, project)[0] == made
         (project / "inc" / "x.h").write_text("#define X 2\n")
-        assert _compile(second, project)[0] != made
+        object_, stderr = _compile(second, project)
         events = second.events()
-    assert [(each.outcome.value, each.why) for each in events] == [("remote-hit", ""), ("remote-run", "header")]
+    assert object_ != made
+    assert [(each.outcome.value, each.why) for each in events] == [("remote-hit", ""), ("remote-run", "header")], stderr
 
 
 @pytest.mark.parametrize(

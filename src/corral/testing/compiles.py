@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import time
@@ -11,8 +12,10 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any, Final
 
+from corral.compile import frames
 from corral.compile.control import tell
 from corral.compile.journal import Event, read_journal
+from corral.compile.rendezvous import world
 from corral.entry import WRAPPER
 
 _WAIT_S: Final = 20.0
@@ -78,6 +81,16 @@ class Compiles:
         if pid:
             tell(self.environment, "stop")
             wait_until(lambda: has_ended(pid))
+
+
+def ask_frame(
+    token: bytes, *, cwd: str, program: str, arguments: Sequence[str], environment: Sequence[str], umask: int = 0o022
+) -> bytes:
+    """What the wrapper sends for one compile (docs/reference/compile-protocol.md), with this process's world."""
+    blocks = [cwd.encode(), program.encode()]
+    blocks += [b"".join(word.encode() + b"\0" for word in words) for words in (arguments, environment)]
+    head = struct.pack("<BBBB32sIQQQ", frames.PROTOCOL, frames.COMPILE, 0, 0, token, umask, *world())
+    return frames.framed(head + b"".join(struct.pack("<I", len(block)) + block for block in blocks))
 
 
 @contextmanager
