@@ -190,6 +190,17 @@ def test_a_mistake_gets_one_clear_sentence_and_status_2(here: Here, arguments: t
     assert "Traceback" not in said
 
 
+def test_a_program_that_two_functions_share_outlives_one_of_them(here: Here) -> None:
+    for name in ("sharing", "shared"):
+        here.run("fn", "deploy", name, "three.wasm", "--revision", "v1")
+        assert here.call(f"/functions/{name}") == (200, "three")
+
+    here.run("fn", "rm", "sharing")
+
+    assert here.call("/functions/sharing")[0] == 404
+    assert here.call("/functions/shared") == (200, "three")
+
+
 def test_the_same_name_with_other_content_is_a_conflict(here: Here) -> None:
     here.run("fn", "deploy", "twice", "one.wasm", "--revision", "v1")
 

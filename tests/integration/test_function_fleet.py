@@ -404,6 +404,25 @@ async def test_a_rollback_goes_back_in_one_call_also_after_a_removal(world: Worl
     assert (await world.host.call("/functions/hello"))[:2] == (200, "v1")
 
 
+def logs_in(home: Path) -> list[Path]:
+    return list(home.rglob("new.jsonl"))
+
+
+async def test_a_function_that_was_removed_long_ago_leaves_nothing_behind(tmp_path: Path) -> None:
+    store, blobs, host = MemoryFunctionStore(), MemoryBlobs(), MemoryHost("wrk_a", MemoryNetwork())
+    config = msgspec.structs.replace(QUICK, forget_after_s=-1.0)
+    async with a_scheduler(store, blobs, tmp_path, config=config) as (functions, port), a_worker(host, port):
+        await functions.deploy(await a_deployment(blobs, "v1"), actor="test")
+        host.log(LogLine(key=RevisionKey(HELLO, "v1", "0" * 16), at_s=1.0, text="one"))
+        await until(lambda: bool(logs_in(tmp_path)))
+        await functions.apply(HELLO, machine.Remove(), actor="test")
+
+        await functions._forget()
+
+        assert functions.registry.find(HELLO) is None
+        assert logs_in(tmp_path) == []
+
+
 async def test_lines_reach_their_owner_and_can_be_followed(world: World) -> None:
     await world.deploy("v1")
     logs = world.functions.logs
@@ -514,9 +533,10 @@ class Pair:
         await until(lambda: self.b.registry.find(HELLO) is not None)
 
     def reached_from_b(self) -> bool:
-        """Whether b's front knows an instance."""
+        """Whether b's front knows the instances that a conducts, and no others: what both started at once has left."""
         route = self.front_b.table.functions.get(HELLO)
-        return route is not None and bool(route.revisions[0].backends)
+        known = [each.instance for each in route.revisions[0].backends] if route is not None else []
+        return bool(known) and known == self.front_a.live() and not self.front_b.live()
 
     def live(self) -> tuple[int, int]:
         return len(self.front_a.live()), len(self.front_b.live())

@@ -7,16 +7,16 @@ decides nothing before the workers that it knows had time to come back. Nothing 
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Final
 
-import msgspec
 import structlog
 
 from corral.functions import placing, scaling
 from corral.functions.config import FunctionsConfig
 from corral.functions.homes import Homes
 from corral.functions.machine import Break, Function, RevisionEntry
+from corral.functions.members import Attendance, Members
 from corral.functions.model import (
     FunctionKey,
     FunctionsOrders,
@@ -30,11 +30,12 @@ from corral.functions.model import (
     RevisionPhase,
     RevisionSpec,
 )
-from corral.functions.placing import Plan, Seat, Want
+from corral.functions.placing import Plan, Want
 from corral.functions.preparing import Preparing
 from corral.functions.registry import Registry, keys_of
 from corral.functions.roster import Placement, Roster
-from corral.functions.routing import Backend, FunctionRoute, RevisionRoute, RoutingTable, RoutingUpdate, difference
+from corral.functions.routes import Routes
+from corral.functions.routing import Backend, RoutingTable, RoutingUpdate
 from corral.functions.scaling import Health, ScaleState
 from corral.kernel.clock import Clock
 from corral.kernel.concurrency import Signal
@@ -44,25 +45,6 @@ _log = structlog.get_logger("corral.functions")
 _LIVE: Final = (InstancePhase.STARTING, InstancePhase.READY)
 _ACTOR: Final = "breaker"
 _NOTHING_RUNS_S: Final = 10.0
-
-
-class Attendance:
-    """One connected stream of a worker. ``news`` is set when there may be something to tell it."""
-
-    def __init__(self, worker: str) -> None:
-        self.worker = worker
-        self.current = True
-        self.news = asyncio.Event()
-        self.told_orders: FunctionsOrders | None = None
-        self.told_routes: RoutingTable | None = None
-
-
-@dataclass(slots=True)
-class _Member:
-    report: FunctionsReport = field(default_factory=FunctionsReport)
-    attendance: Attendance | None = None
-    lost_s: float = 0.0
-    heard: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,18 +80,16 @@ class Conductor:
         self._config = config
         self._new_instance_id = new_instance_id
         self._expected_workers = expected_workers
-        self._members: dict[str, _Member] = {}
+        self._members = Members()
         self._roster = Roster()
-        self._preparing = Preparing(self._wake)
+        self._preparing = Preparing(self._members.wake)
+        self._routes = Routes(registry, self._backends, epoch=epoch, domains=config.domains)
         self._scales: dict[RevisionKey, ScaleState] = {}
         self._healths: dict[RevisionKey, Health] = {}
         self._floors: dict[RevisionKey, bool] = {}
         self._warming: Counter[RevisionKey] = Counter()
         self._avoid: dict[RevisionKey, frozenset[str]] = {}
         self._unmet: dict[RevisionKey, str] = {}
-        self._table = RoutingTable(epoch=epoch, version=1)
-        self._dirty: set[FunctionKey] = set()
-        self._routed_since: dict[FunctionKey, tuple[int, int]] = {}
         self._started_s = clock.monotonic_s()
         self._settled = False
         self._work = asyncio.Event()
@@ -122,18 +102,14 @@ class Conductor:
 
     def attend(self, worker: str) -> Attendance:
         """A stream was opened; an older one of the same worker ends."""
-        member = self._members.setdefault(worker, _Member())
-        if member.attendance is not None:
-            _end(member.attendance)
-        member.attendance = Attendance(worker)
-        return member.attendance
+        return self._members.attend(worker)
 
     def heard(self, attendance: Attendance, report: FunctionsReport) -> None:
         """The worker said what is."""
-        member = self._members.get(attendance.worker)
-        if member is None or member.attendance is not attendance:
+        said = self._members.heard(attendance, report)
+        if said is None:
             return
-        first, before, member.report, member.heard = not member.heard, member.report, report, True
+        before, first = said
         if (before.routes_epoch, before.routes_version) != (report.routes_epoch, report.routes_version):
             self.changed.notify()
         reported = {each.id for each in report.instances}
@@ -153,32 +129,23 @@ class Conductor:
 
     def stream_lost(self, attendance: Attendance) -> None:
         """The stream ended, in whatever way. That of an older stream changes nothing."""
-        member = self._members.get(attendance.worker)
-        if member is not None and member.attendance is attendance:
-            member.attendance, member.lost_s, member.heard = None, self._clock.monotonic_s(), False
+        if self._members.stream_lost(attendance, self._clock.monotonic_s()):
             self._work.set()
 
     def orders(self, worker: str) -> FunctionsOrders | None:
         """What the worker should do; None while nothing is decided yet."""
-        if not self._settled or not self._members[worker].heard:
+        if not self._settled or not self._members.has_heard(worker):
             return None
         return FunctionsOrders(instances=self._roster.orders(worker), prepare=self._preparing.orders(worker))
 
     def routes_since(self, told: RoutingTable | None) -> RoutingUpdate | None:
         """What a front that has ``told`` must hear; None when nothing, or while nothing is decided yet."""
-        table = self._table
-        if not self._settled or told is table:
-            return None
-        domains = self._config.domains
-        if told is not None:
-            return msgspec.structs.replace(difference(told, table), domains=domains)
-        whole = RoutingUpdate(epoch=table.epoch, base=0, version=table.version, whole=True, domains=domains)
-        return msgspec.structs.replace(whole, changed=tuple(table.functions.values()))
+        return self._routes.since(told) if self._settled else None
 
     @property
     def table(self) -> RoutingTable:
         """What fronts should have."""
-        return self._table
+        return self._routes.table
 
     # The owners' side.
 
@@ -194,7 +161,7 @@ class Conductor:
         trouble = "no worker that hosts functions is connected"
         try:
             async with asyncio.timeout(within_s):
-                while (worker := self._able(spec, tried)) is not None:
+                while (worker := self._members.able(spec, tried)) is not None:
                     tried.add(worker)
                     prepared = await self._preparing.ask(worker, key, spec)
                     if prepared.code not in ("store-unavailable", "engine-lost", "worker-lost"):
@@ -203,7 +170,7 @@ class Conductor:
         except TimeoutError:
             trouble = f"no worker compiled it within {within_s:g} s"
         if not tried:
-            trouble = self._why_unable(spec) or trouble
+            trouble = self._members.why_unable(spec) or trouble
         raise NoFeasibleWorker(f"the program cannot be prepared: {trouble}", cure="`corral worker list` shows workers")
 
     async def _wait_somebody(self, *, within_s: float) -> None:
@@ -247,22 +214,14 @@ class Conductor:
             await self.changed.wait_notified(within_s=left_s)
 
     def _is_routed(self, key: FunctionKey, version: int) -> bool:
-        """Fronts have all of a table or an older one, so it is enough to compare with when this version came in."""
-        if not self._settled or key in self._dirty:
-            return False
-        since = self._routed_since.get(key, (0, 0))
-        return since[0] >= version and all(
-            member.report.routes_epoch == self._table.epoch and member.report.routes_version >= since[1]
-            for member in self._members.values()
-            if self._attended(member) and member.report.capacity.front
-        )
+        return self._settled and self._routes.used_by_all(key, version, self.hosts().values())
 
     async def exchange(self) -> None:
         """Tell the other schedulers what is conducted here, and take over what they tell. Raises StoreUnavailable."""
         if self._homes is None:
             return
-        self._dirty.update(await self._homes.exchange(self._roster.settled()))
-        if self._dirty:
+        self._routes.dirty.update(await self._homes.exchange(self._roster.settled()))
+        if self._routes.dirty:
             self._work.set()
 
     async def leave(self) -> None:
@@ -272,7 +231,7 @@ class Conductor:
 
     def status(self, key: RevisionKey) -> RevisionStatus:
         """What is known of a revision."""
-        waiting, in_flight = self._demand_of(key)
+        waiting, in_flight = self._members.demand_of(key)
         health = self._healths.get(key, Health())
         instances = tuple(
             (each.worker, each.report or InstanceReport(id=name, key=key, phase=InstancePhase.STARTING))
@@ -290,23 +249,15 @@ class Conductor:
 
     def fronts(self) -> list[str]:
         """Where functions can be called."""
-        return [member.report.capacity.front for member in self._members.values() if self._attended(member)]
+        return self._members.fronts()
 
     def why_no_front(self) -> str:
         """Why functions can be called nowhere now, in one sentence; "" when they can be."""
-        members = {name: member for name, member in self._members.items() if self._attended(member)}
-        if any(member.report.capacity.front for member in members.values()):
-            return ""
-        told = [
-            f"{name}: {trouble}"
-            for name, member in members.items()
-            if (trouble := member.report.capacity.front_trouble or member.report.capacity.trouble)
-        ]
-        return "; ".join(told[:3]) or "no worker that hosts functions is connected"
+        return self._members.why_no_front()
 
     def hosts(self) -> Mapping[str, FunctionsReport]:
         """What each connected worker said last."""
-        return {name: member.report for name, member in self._members.items() if self._attended(member)}
+        return self._members.attended()
 
     # Deciding.
 
@@ -330,7 +281,9 @@ class Conductor:
 
     def _is_busy(self) -> bool:
         """True when the clock alone may change what should be: an instance is there, or somebody wants one."""
-        return bool(self._floors or self._warming or any(self._demands().values()) or {*self._roster.live_keys()})
+        return bool(
+            self._floors or self._warming or any(self._members.demands().values()) or {*self._roster.live_keys()}
+        )
 
     def look(self) -> list[tuple[RevisionKey, Break]]:
         """One comparison of what is with what should be; which revisions are found bad."""
@@ -338,14 +291,15 @@ class Conductor:
         self._drop_lost(now_s)
         self._drop_late(now_s)
         wants, breaks = self._wants(now_s)
-        plan = placing.plan(self._seats(), self._roster.as_placed(), wants, now_s=now_s)
+        plan = placing.plan(self._members.seats(), self._roster.as_placed(), wants, now_s=now_s)
         self._carry_out(plan)
-        self._rebuild_routes()
+        if self._routes.rebuild():
+            self.changed.notify()
         self._tell()
         return breaks
 
     def _wants(self, now_s: float) -> tuple[list[Want], list[tuple[RevisionKey, Break]]]:
-        demands = self._demands()
+        demands = self._members.demands()
         keys = {*self._floors, *demands, *self._scales, *self._roster.live_keys(), *self._warming}
         wants: list[Want] = []
         breaks: list[tuple[RevisionKey, Break]] = []
@@ -395,18 +349,12 @@ class Conductor:
             self.changed.notify()
 
     def _drop_lost(self, now_s: float) -> None:
-        lost = {
-            name
-            for name, member in self._members.items()
-            if member.attendance is None and now_s >= member.lost_s + self._config.reconnect_grace_s
-        }
+        lost = self._members.forget_lost(now_s - self._config.reconnect_grace_s)
         wanted, leaving = self._roster.on(lost)
         for instance_id in wanted:
             self._remove(instance_id)
         for instance_id in (*wanted, *leaving):
             self._roster.forget(instance_id)
-        for worker in lost:
-            del self._members[worker]
         self._preparing.lost(lost)
 
     def _drop_late(self, now_s: float) -> None:
@@ -417,72 +365,17 @@ class Conductor:
                 self._start_failed(placement.worker, instance_id, placement.order.key, blame=False, text=text)
                 self._remove(instance_id)
 
-    def _seats(self) -> Sequence[Seat]:
-        return [
-            Seat(
-                worker=name,
-                capacity=member.report.capacity,
-                open=self._attended(member) and not member.report.draining,
-                leaving=member.report.draining,
-            )
-            for name, member in self._members.items()
-        ]
-
-    def _rebuild_routes(self) -> None:
-        if not self._dirty:
-            return
-        functions = dict(self._table.functions)
-        for key in self._dirty:
-            function = self._registry.find(key)
-            if function is None or function.removed:
-                functions.pop(key, None)
-            else:
-                functions[key] = self._route(function)
-        if functions != self._table.functions:
-            self._table = replace(self._table, version=self._table.version + 1, functions=functions)
-        for key in self._dirty:
-            function = self._registry.find(key)
-            known = self._routed_since.get(key, (0, 0))[0]
-            if function is None:
-                self._routed_since.pop(key, None)
-            elif known < function.version:
-                self._routed_since[key] = (function.version, self._table.version)
-        self._dirty.clear()
-        self.changed.notify()
-
-    def _route(self, function: Function) -> FunctionRoute:
-        state = function.state
-        revisions = []
-        for entry in state.revisions:
-            key = function.revision_key(entry)
-            spec = self._registry.specs().get(key)
-            if spec is None:
-                continue
-            closed = "" if entry.phase is RevisionPhase.ACTIVE else f"it is {entry.phase.value}"
-            backends = () if closed else (*self._roster.backends(key), *self._elsewhere(key))
-            revisions.append(
-                RevisionRoute(
-                    key=key,
-                    percent=state.percent(entry.name),
-                    limits=spec.limits,
-                    backends=backends,
-                    closed=closed,
-                )
-            )
-        return FunctionRoute(
-            key=function.key, version=function.version, revisions=tuple(revisions), why_none=state.why_none
-        )
-
     def _elsewhere(self, key: RevisionKey) -> tuple[Backend, ...]:
         return self._homes.backends(key) if self._homes is not None else ()
 
+    def _backends(self, key: RevisionKey) -> tuple[Backend, ...]:
+        return (*self._roster.backends(key), *self._elsewhere(key))
+
     def _tell(self) -> None:
-        for worker, member in self._members.items():
-            attendance = member.attendance
-            if attendance is not None and member.heard:
-                stale = attendance.told_routes is not self._table
-                if stale or attendance.told_orders != self.orders(worker):
-                    attendance.news.set()
+        for attendance in self._members.listening():
+            stale = attendance.told_routes is not self._routes.table
+            if stale or attendance.told_orders != self.orders(attendance.worker):
+                attendance.news.set()
 
     async def _break(self, breaks: Sequence[tuple[RevisionKey, Break]]) -> None:
         for key, command in breaks:
@@ -504,12 +397,12 @@ class Conductor:
             if report.phase in _LIVE and self._registry.active(report.key):
                 order = InstanceOrder(id=report.id, key=report.key, spec=self._registry.spec(report.key))
                 self._roster.place(Placement(order, worker, self._clock.monotonic_s(), report))
-                self._dirty.add(report.key.function)
+                self._routes.dirty.add(report.key.function)
             return
         before, placement.report = placement.phase, report
         if report.phase is before:
             return
-        self._dirty.add(report.key.function)
+        self._routes.dirty.add(report.key.function)
         if self._registry.entry(report.key) is not None:
             self._heard_phase(worker, report)
         if report.phase not in _LIVE and report.phase is not InstancePhase.DRAINING:
@@ -533,7 +426,7 @@ class Conductor:
 
     def _remove(self, instance_id: str) -> None:
         """It is wanted no more. Its worker may go on reporting it while its last requests end."""
-        self._dirty.add(self._roster.remove(instance_id).order.key.function)
+        self._routes.dirty.add(self._roster.remove(instance_id).order.key.function)
 
     def _function_changed(self, before: Function | None, after: Function | None) -> None:
         known = {key: self._entry_of(before, key) for key in keys_of(before)} if before is not None else {}
@@ -550,61 +443,16 @@ class Conductor:
                     self._healths.pop(key, None)
                 if after is not None and after.state.percent(entry.name) and entry.scale.min:
                     self._floors[key] = True
-        self._dirty.update(each.key for each in (before, after) if each is not None)
+        self._routes.dirty.update(each.key for each in (before, after) if each is not None)
         self._work.set()
 
     @staticmethod
     def _entry_of(function: Function | None, key: RevisionKey) -> RevisionEntry | None:
         return function.state.revision(key.revision) if function is not None else None
 
-    # Preparing.
-
-    def _wake(self, worker: str) -> None:
-        member = self._members.get(worker)
-        if member is not None and member.attendance is not None:
-            member.attendance.news.set()
-
-    def _able(self, spec: RevisionSpec, tried: set[str]) -> str | None:
-        able = [
-            (len(member.report.instances), name)
-            for name, member in self._members.items()
-            if name not in tried and self._attended(member) and spec.kind in member.report.capacity.kinds
-        ]
-        return min(able)[1] if able else None
-
-    def _why_unable(self, spec: RevisionSpec) -> str:
-        told = [
-            f"{name}: {member.report.capacity.trouble or f'cannot run {spec.kind.value}'}"
-            for name, member in self._members.items()
-            if self._attended(member)
-        ]
-        return "; ".join(told[:3])
-
-    # Small questions.
-
     def _is_settled(self) -> bool:
         if not self._settled:
-            missing = {name for name in self._expected_workers() if not self._attended(self._members.get(name))}
+            missing = self._members.missing(self._expected_workers())
             late = self._clock.monotonic_s() >= self._started_s + self._config.settle_s
             self._settled = late or not missing
         return self._settled
-
-    @staticmethod
-    def _attended(member: _Member | None) -> bool:
-        return member is not None and member.attendance is not None and member.heard
-
-    def _demands(self) -> Counter[RevisionKey]:
-        demands: Counter[RevisionKey] = Counter()
-        for member in self._members.values():
-            for demand in member.report.demands if member.attendance is not None else ():
-                demands[demand.key] += demand.waiting + demand.in_flight
-        return demands
-
-    def _demand_of(self, key: RevisionKey) -> tuple[int, int]:
-        found = [each for member in self._members.values() for each in member.report.demands if each.key == key]
-        return sum(each.waiting for each in found), sum(each.in_flight for each in found)
-
-
-def _end(attendance: Attendance) -> None:
-    attendance.current = False
-    attendance.news.set()

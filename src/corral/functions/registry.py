@@ -141,10 +141,14 @@ class Registry:
             before = page[-1].version
         raise Conflict(f'function "{key.name}" never had another split', cure="name a version of its history")
 
-    async def forget(self) -> int:
-        """Let old history go; how many rows."""
+    async def forget(self) -> frozenset[FunctionKey]:
+        """Let old history go; which functions are gone with it, for good."""
         before_s = self._clock.now_s() - self._config.forget_after_s
-        return await self._store.forget(before_s=before_s, keep=self._config.history_keep)
+        if not await self._store.forget(before_s=before_s, keep=self._config.history_keep):
+            return frozenset()
+        known = frozenset(self._functions)
+        await self.compare()
+        return known - self._functions.keys()
 
     def _version(self, key: FunctionKey) -> int:
         function = self._functions.get(key)

@@ -265,8 +265,12 @@ class Functions:
     async def _upkeep(self) -> None:
         while True:
             await self._tried(self._touch, "programs-not-kept")
-            await self._tried(self.registry.forget, "function-history-not-forgotten")
+            await self._tried(self._forget, "function-history-not-forgotten")
             await asyncio.sleep(_UPKEEP_S)
+
+    async def _forget(self) -> None:
+        for key in await self.registry.forget():
+            await asyncio.to_thread(self.logs.forget, key)
 
     async def _touch(self) -> None:
         """Asking for a blob marks it as used: what is deployed is not evicted."""

@@ -1,10 +1,12 @@
 """Functions: deploy, look, switch, split, roll back, scale, stop, remove, logs."""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import msgspec
 from litestar import Controller, Request, delete, get, post, put
+from litestar.di import NamedDependency, Provide
 from litestar.params import Body, FromPath, FromQuery, PathParameter, QueryParameter
 from litestar.response import Stream
 
@@ -22,9 +24,9 @@ from corral.client.function_model import (
     TraceList,
 )
 from corral.doors.rest.given import GivenCaller, GivenServices
-from corral.doors.rest.services import Services
+from corral.doors.rest.services import Caller, FunctionDesk, Services
 from corral.doors.rest.sse import EVENT_STREAM, NO_BUFFERING, comment, event, last_event_id
-from corral.functions.machine import Remove, RemoveRevision, SetScale, Start, Stop
+from corral.functions.machine import Command, Remove, RemoveRevision, SetScale, Start, Stop
 from corral.functions.model import LogLine, Scale
 
 Name = Annotated[str, PathParameter(description="Name of the function")]
@@ -34,10 +36,33 @@ Expected = Annotated[
 ]
 
 
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A change of one function by its caller, if it is at the version that the caller saw."""
+
+    desk: FunctionDesk
+    caller: Caller
+    name: str
+    expected: int | None
+
+    async def apply(self, command: Command) -> ChangeAnswer:
+        """Carry it out."""
+        return await self.desk.apply(self.caller, self.name, command, expected=self.expected)
+
+
+def provide_turn(services: GivenServices, caller: GivenCaller, name: Name, if_version: Expected = None) -> Turn:
+    """For handlers that change a function."""
+    return Turn(services.functions, caller, name, if_version)
+
+
+GivenTurn = NamedDependency[Turn]
+
+
 class FunctionDoor(Controller):
     """`/functions`"""
 
     path = "/functions"
+    dependencies = {"turn": Provide(provide_turn, sync_to_thread=False)}  # noqa: RUF012 (Litestar copies it per handler)
     tags = ("functions",)
     opt = {"area": "functions"}  # noqa: RUF012 (Litestar copies it per handler)
 
@@ -77,103 +102,61 @@ class FunctionDoor(Controller):
         description="On: atomically this one gets everything. Off: a named successor does, or nobody; never others.",
     )
     async def switch(
-        self,
-        services: GivenServices,
-        caller: GivenCaller,
-        name: Name,
-        data: Annotated[SwitchRequest, Body(description="Which revision, and which way")],
-        if_version: Expected = None,
+        self, turn: GivenTurn, data: Annotated[SwitchRequest, Body(description="Which revision, and which way")]
     ) -> ChangeAnswer:
         """A revision without an instance gets one first, so that nobody waits."""
-        return await services.functions.switch(
-            caller,
-            name,
+        return await turn.desk.switch(
+            turn.caller,
+            turn.name,
             data.revision,
             on=data.on,
             successor=data.successor,
             force=data.force,
-            expected=if_version,
+            expected=turn.expected,
         )
 
     @put("/{name:str}/split", status_code=200, summary="Split the requests between revisions")
     async def split(
-        self,
-        services: GivenServices,
-        caller: GivenCaller,
-        name: Name,
-        data: Annotated[SplitRequest, Body(description="Whole percentages that sum to 100")],
-        if_version: Expected = None,
+        self, turn: GivenTurn, data: Annotated[SplitRequest, Body(description="Whole percentages that sum to 100")]
     ) -> ChangeAnswer:
         """Replaces the split that was there."""
-        return await services.functions.split(caller, name, data.shares, expected=if_version)
+        return await turn.desk.split(turn.caller, turn.name, data.shares, expected=turn.expected)
 
     @post("/{name:str}/rollback", status_code=200, summary="Back to an earlier state of the history")
     async def rollback(
         self,
-        services: GivenServices,
-        caller: GivenCaller,
-        name: Name,
+        turn: GivenTurn,
         data: Annotated[RollbackRequest, Body(description="Which version; none: the newest with another split")],
-        if_version: Expected = None,
     ) -> ChangeAnswer:
         """Brings removed revisions back, and a removed function."""
-        return await services.functions.rollback(caller, name, data.version, expected=if_version)
+        return await turn.desk.rollback(turn.caller, turn.name, data.version, expected=turn.expected)
 
     @put("/{name:str}/revisions/{revision:str}/scale", status_code=200, summary="How many instances it has")
     async def scale(
-        self,
-        services: GivenServices,
-        caller: GivenCaller,
-        name: Name,
-        revision: Revision,
-        data: Annotated[Scale, Body(description="Bounds and the target")],
-        if_version: Expected = None,
+        self, turn: GivenTurn, revision: Revision, data: Annotated[Scale, Body(description="Bounds and the target")]
     ) -> ChangeAnswer:
         """Between `min` and `max`, by requests in flight."""
-        return await services.functions.apply(caller, name, SetScale(revision, data), expected=if_version)
+        return await turn.apply(SetScale(revision, data))
 
     @post("/{name:str}/revisions/{revision:str}/stop", status_code=200, summary="End its instances, and allow no more")
-    async def stop(
-        self,
-        services: GivenServices,
-        caller: GivenCaller,
-        name: Name,
-        revision: Revision,
-        if_version: Expected = None,
-    ) -> ChangeAnswer:
+    async def stop(self, turn: GivenTurn, revision: Revision) -> ChangeAnswer:
         """Its part of the split stands, and is answered with 503; nobody is elected."""
-        return await services.functions.apply(caller, name, Stop(revision), expected=if_version)
+        return await turn.apply(Stop(revision))
 
     @post("/{name:str}/revisions/{revision:str}/start", status_code=200, summary="Allow instances again")
-    async def start(
-        self,
-        services: GivenServices,
-        caller: GivenCaller,
-        name: Name,
-        revision: Revision,
-        if_version: Expected = None,
-    ) -> ChangeAnswer:
+    async def start(self, turn: GivenTurn, revision: Revision) -> ChangeAnswer:
         """After a stop, or after the breaker stopped it."""
-        return await services.functions.apply(caller, name, Start(revision), expected=if_version)
+        return await turn.apply(Start(revision))
 
     @delete("/{name:str}/revisions/{revision:str}", status_code=200, summary="Remove a revision")
-    async def remove_revision(
-        self,
-        services: GivenServices,
-        caller: GivenCaller,
-        name: Name,
-        revision: Revision,
-        if_version: Expected = None,
-    ) -> ChangeAnswer:
+    async def remove_revision(self, turn: GivenTurn, revision: Revision) -> ChangeAnswer:
         """Not while it gets requests."""
-        return await services.functions.apply(caller, name, RemoveRevision(revision), expected=if_version)
+        return await turn.apply(RemoveRevision(revision))
 
     @delete("/{name:str}", status_code=200, summary="Remove a function with all its revisions")
-    async def remove(
-        self, services: GivenServices, caller: GivenCaller, name: Name, if_version: Expected = None
-    ) -> ChangeAnswer:
+    async def remove(self, turn: GivenTurn) -> ChangeAnswer:
         """Its history stays for a while, and a rollback brings it back."""
-        return await services.functions.apply(caller, name, Remove(), expected=if_version)
+        return await turn.apply(Remove())
 
     @get("/{name:str}/history", summary="Every change, newest first")
     async def history(

@@ -9,9 +9,10 @@ import msgspec
 
 from corral.fleet.adapters.grpc_server import session_of
 from corral.fleet.service import Fleet
-from corral.functions.conductor import Attendance, Conductor
+from corral.functions.conductor import Conductor
 from corral.functions.config import FunctionsConfig
 from corral.functions.logs import FunctionLogs
+from corral.functions.members import Attendance
 from corral.functions.model import FunctionsReport, LogLine
 from corral.wire.server import Context
 from corral.wire.v1 import functions_pb2, functions_pb2_grpc
