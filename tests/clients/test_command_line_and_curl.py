@@ -104,6 +104,20 @@ def test_whoever_asks_for_json_gets_nothing_else_also_for_a_mistake(up: CorralPr
     assert said[6] == "bad-request"
 
 
+def test_the_shell_completes_commands_choices_and_ids(up: CorralProcess, tmp_path: Path) -> None:
+    script = r"""
+        complete() { _CORRAL_COMPLETE=complete_bash COMP_WORDS="corral $1" COMP_CWORD="$2" corral; }
+        id=$(corral run -d -- true)
+        complete "task sh" 2
+        complete "run --priority hi" 3
+        complete "task show ${id%???}" 3 | grep -cx "$id"
+        complete "worker drain wrk_" 3 | grep -c '^wrk_'
+        CORRAL_URL=http://127.0.0.1:1 complete "task show task_" 3 2>&1
+    """
+
+    assert shell(up, script, tmp_path).split() == ["show", "highest", "high", "1", "1"]
+
+
 def test_curl_submits_waits_reads_the_log_and_gets_a_problem_for_a_mistake(up: CorralProcess, tmp_path: Path) -> None:
     script = r"""
         api=$CORRAL_URL/api/v1

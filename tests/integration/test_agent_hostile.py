@@ -13,7 +13,7 @@ from corral.sandboxes.model import ExecRequest
 from corral.testing.bare_agent import start_agent
 
 AGENT_SOURCE = Path(__file__).parents[2] / "native" / "agent"
-FUZZER = "clang-14"
+FUZZER = next((name for name in ("clang", "clang-19", "clang-14") if shutil.which(name)), "clang")
 SETUP = protocol.encode_frame(protocol.T_SETUP, 1, protocol.encode_setup(Setup()))
 EXEC = protocol.encode_exec(ExecRequest(argv=("/bin/sleep", "100")), stdin=True)
 

@@ -249,9 +249,20 @@ def test_pages_follow_each_other_without_gaps(blue: httpx.Client) -> None:
     assert pages == everything == sorted(everything, reverse=True)
 
 
-@pytest.mark.parametrize("query", [{"limit": 0}, {"limit": 10_000}, {"limit": "x"}, {"phase": "odd"}])
+@pytest.mark.parametrize(
+    "query", [{"limit": 0}, {"limit": 10_000}, {"limit": "x"}, {"phase": "odd"}, {"after": "yesterday"}]
+)
 def test_an_absurd_query_is_a_problem(blue: httpx.Client, query: dict[str, Any]) -> None:
     problem_of(blue.get("/tasks", params=query), 422, "invalid-spec")
+
+
+def test_a_misspelt_parameter_is_named_with_the_right_one(blue: httpx.Client) -> None:
+    problem = problem_of(blue.get("/tasks", params={"limt": 3, "grup": "x", "name": "y"}), 422, "invalid-spec")
+
+    assert problem["mistakes"] == [
+        'limt: there is no such key; did you mean "limit"?',
+        'grup: there is no such key; did you mean "group"?',
+    ]
 
 
 def test_unknown_paths_and_methods_are_problems(blue: httpx.Client) -> None:

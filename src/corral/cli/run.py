@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from corral.cli.completion import task_ids
 from corral.cli.follow import Follower
 from corral.cli.lazy import verb_app
 from corral.cli.options import Json, Url
@@ -55,7 +56,9 @@ def run(
     secret: Annotated[
         list[str] | None, typer.Option("--secret", metavar="VAR=NAME", help="Give a secret of the tenant as VAR.")
     ] = None,
-    needs: Annotated[list[str] | None, typer.Option("--needs", metavar="TASK", help="Run after this task.")] = None,
+    needs: Annotated[
+        list[str] | None, typer.Option("--needs", metavar="TASK", help="Run after this task.", autocompletion=task_ids)
+    ] = None,
     name: Annotated[str, typer.Option("--name", "-n", help="For people.")] = "",
     group: Annotated[str, typer.Option("--group", help="Tasks of a group are listed and canceled together.")] = "",
     runtime: Annotated[

@@ -78,7 +78,6 @@ class Tasks:
             "wait_s": within_s,
             "known_phase": task.phase.value,
             "known_run": -1 if run is None else run.run,
-            "known_run_phase": "" if run is None else run.phase.value,
             "known_started": str(run is not None and run.started_s is not None).lower(),
         }
         return await self._connection.call(

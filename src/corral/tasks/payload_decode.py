@@ -80,7 +80,7 @@ def unknown_key(at: str, key: str, known: Iterable[str]) -> str:
     shown = key[:60]
     if near:
         return f'{_below(at, shown)}: there is no such key; did you mean "{near[0]}"?'
-    return f"{_below(at, shown)}: there is no such key; the keys here are {', '.join(names)}"
+    return f"{_below(at, shown)}: there is no such key; the keys here are {', '.join(names) or 'none'}"
 
 
 def decode_value(value: Any, hint: type[Section], at: str, mistakes: Mistakes) -> Section | None:

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from corral.cli.completion import task_ids
 from corral.cli.lazy import verb_app
 from corral.cli.options import Json, Url
 from corral.cli.output import note, print_json
@@ -13,7 +14,9 @@ from corral.kernel.errors import InvalidSpec
 
 
 def cancel(
-    task_ids: Annotated[list[str] | None, typer.Argument(help="Ids of tasks.", metavar="TASK")] = None,
+    task_ids: Annotated[
+        list[str] | None, typer.Argument(help="Ids of tasks.", metavar="TASK", autocompletion=task_ids)
+    ] = None,
     group: Annotated[str, typer.Option("--group", help="All tasks of this group.")] = "",
     json: Json = False,
     url: Url = "",

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from corral.cli.completion import task_ids
 from corral.cli.lazy import verb_app
 from corral.cli.options import Json, Url
 from corral.cli.output import note, print_json
@@ -12,7 +13,7 @@ from corral.client import Corral, Phase
 
 
 def wait(
-    task_ids: Annotated[list[str], typer.Argument(help="Ids of tasks.", metavar="TASK")],
+    task_ids: Annotated[list[str], typer.Argument(help="Ids of tasks.", metavar="TASK", autocompletion=task_ids)],
     json: Json = False,
     url: Url = "",
 ) -> int:

@@ -1,18 +1,14 @@
 """`corral worker drain`."""
 
-from typing import Annotated
-
-import typer
-
 from corral.cli.lazy import verb_app
-from corral.cli.options import Json, Url
+from corral.cli.options import Json, Url, WorkerId
 from corral.cli.output import note, print_json
 from corral.cli.running import with_client
 from corral.client import Corral
 
 
 def drain(
-    worker_id: Annotated[str, typer.Argument(help="Id of the worker.", metavar="WORKER")],
+    worker_id: WorkerId,
     json: Json = False,
     url: Url = "",
 ) -> None:

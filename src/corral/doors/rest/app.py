@@ -15,7 +15,14 @@ from corral import __version__
 from corral.doors.rest.actions import ActionDoor
 from corral.doors.rest.artifacts import ArtifactDoor
 from corral.doors.rest.blobs import BlobDoor
-from corral.doors.rest.entrance import JsonRequest, RequestIds, authenticate, provide_caller, provide_services
+from corral.doors.rest.entrance import (
+    JsonRequest,
+    RequestIds,
+    authenticate,
+    known_query,
+    provide_caller,
+    provide_services,
+)
 from corral.doors.rest.events import EventDoor
 from corral.doors.rest.fleet import WorkerDoor
 from corral.doors.rest.functions import FunctionDoor
@@ -58,7 +65,7 @@ def build_rest(services: Services, *, beside: Sequence[ControllerRouterHandler] 
             EventDoor,
             version,
         ],
-        guards=[authenticate],
+        guards=[authenticate, known_query],
         security=[{"token": []}],
     )
     guarded = Router("/", route_handlers=[metrics], guards=[authenticate])

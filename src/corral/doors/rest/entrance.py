@@ -3,6 +3,7 @@
 import ipaddress
 import re
 import secrets
+from functools import cache
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -12,12 +13,14 @@ from litestar.enums import ScopeType
 from litestar.exceptions import SerializationException
 from litestar.handlers import BaseRouteHandler
 from litestar.middleware import ASGIMiddleware
+from litestar.params import QueryParameter
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from corral.doors.rest.problems import request_id
 from corral.doors.rest.services import Caller, Services
 from corral.kernel.errors import CallerError, InvalidSpec, Refused
 from corral.kernel.json import MALFORMED, why_malformed
+from corral.tasks.payload_decode import unknown_key
 
 _OF_TENANTS: Final = ("tasks", "blobs", "actions", "functions")
 _ACCEPTED_ID: Final = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
@@ -78,6 +81,27 @@ def authenticate(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRo
                 "an administrator's token belongs to no tenant, so it has no tasks, logs, artifacts and blobs",
                 cure="use a tenant's token; an administrator's is for workers, audit rows and security events",
             )
+
+
+def known_query(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+    """Guard of the whole API: a misspelt parameter would otherwise be left out of the question without a word.
+
+    Raises InvalidSpec that names every key of the query that the route does not have.
+    """
+    known = _query_names(handler)
+    mistakes = tuple(unknown_key("", key, known) for key in dict.fromkeys(connection.query_params) if key not in known)
+    if mistakes:
+        raise InvalidSpec(mistakes[0], mistakes=mistakes, field="query")
+
+
+@cache
+def _query_names(handler: BaseRouteHandler) -> frozenset[str]:
+    parameters = handler.parsed_fn_signature.parameters
+    return frozenset(
+        each.kwarg_definition.name or name
+        for name, each in parameters.items()
+        if isinstance(each.kwarg_definition, QueryParameter)
+    )
 
 
 def provide_caller(request: Request[Any, Any, Any]) -> Caller:

@@ -10,7 +10,7 @@ import msgspec
 import structlog
 
 from corral.kernel.errors import InvalidSpec
-from corral.sandboxes.cgroups import Cgroups
+from corral.sandboxes.cgroups import CONTROLLERS, Cgroups
 from corral.sandboxes.ports import Runtime
 from corral.sandboxes.runtimes import really_really_dangerous
 from corral.sandboxes.runtimes.bubblewrap import BubblewrapRuntime, HostUser
@@ -175,6 +175,10 @@ def open_runtimes(
         check_name(name)
     with ExitStack() as stack:
         home = stack.enter_context(Home(directory, cgroups=cgroups))
+        if soft := set(CONTROLLERS) - home.cgroups.hard:
+            _log.warning(
+                "limits-are-per-process", limits=",".join(sorted(soft)), why=home.cgroups.why, more="corral doctor"
+            )
         opened: dict[str, Runtime] = {}
         for name in dict.fromkeys(config.names):
             if name == really_really_dangerous.NAME:
