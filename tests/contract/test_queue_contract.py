@@ -49,6 +49,13 @@ class HandClock:
         return asyncio.get_running_loop().time()
 
 
+class RunningClock(HandClock):
+    """Wall time goes with the loop's."""
+
+    def now_s(self) -> float:
+        return T0 + self.monotonic_s()
+
+
 @dataclass
 class Book:
     """Tenants with their terms, and one secret each."""
@@ -73,6 +80,7 @@ class Yard:
     clock: HandClock = field(default_factory=HandClock)
     book: Book = field(default_factory=Book)
     workers: Sequence[WorkerOffer] | None = None
+    shared: bool = True
 
     def __post_init__(self) -> None:
         self.queue = Queue(
@@ -82,6 +90,7 @@ class Yard:
             LIMITS,
             check_payload=lambda payload: ["payload.x: unknown"] if "x" in payload else [],
             secret_names=lambda payload: payload.get("secrets", ()),
+            shared=self.shared,
         )
         self.views = TaskViews(self.database, self.clock, self.book, self.queue.signals, workers=lambda: self.workers)
 
@@ -663,6 +672,21 @@ async def test_the_sweeper_moves_a_chain_along_without_waiting_for_its_turn(yard
         sweeping.cancel()
 
     assert [claim.ref.task_id for claim in claims] == [second.id]
+
+
+async def test_a_sweeper_that_is_alone_sleeps_until_something_is_due_and_wakes_for_what_changes(
+    database: Database,
+) -> None:
+    yard = Yard(database, clock=RunningClock(), shared=False)
+    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+        sweeping = group.create_task(run_sweeper(yard.queue, yard.clock))
+        while not yard.queue.signals.changed._waiters:  # noqa: ASYNC110 - nothing tells that it fell asleep
+            await asyncio.sleep(0)
+
+        task = await yard.submit(deadline_s=0.3)
+        while await yard.phase(task) is not Phase.EXCEPTION:
+            await yard.queue.signals.changed.wait_notified(within_s=5.0)
+        sweeping.cancel()
 
 
 async def test_two_queues_on_one_database_never_hand_out_a_run_twice(yard: Yard) -> None:

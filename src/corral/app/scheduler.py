@@ -125,6 +125,7 @@ async def running_scheduler(config: Config, arguments: Sequence[str] = ()) -> As
             keep_outcome=partial(keep_result, clock),
             check_runtime=lambda name: name_mistake(name, offered=_offered(fleet)),
             secret_names=secret_names,
+            shared=not database.url.is_sqlite,
         )
         logs = LogStore(config.data / "logs", blobs.store, clock, config.logs, on_sealed=queue.logs_finished)
         scheduler_id = kept_id(config.data / "scheduler.id", "sch", now_s=clock.now_s())

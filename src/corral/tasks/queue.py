@@ -77,6 +77,7 @@ class QueueSignals:
         due: the sweeper has something to do.
         aborts: ``desired_cancels`` of some worker changed.
         changed: some story got longer.
+        changed_count: how often ``changed`` was notified, for those who looked while it happened.
         pending_count: how often ``pending`` was notified, for those who looked while it happened.
         sweeper_error: why the sweeper's last turn failed; "" when it did not.
         heard: who wants to know of reports that this queue accepted, as soon as they are durable.
@@ -87,6 +88,7 @@ class QueueSignals:
     aborts: Signal = field(default_factory=Signal)
     changed: Signal = field(default_factory=Signal)
     pending_count: int = 0
+    changed_count: int = 0
     sweeper_error: str = ""
     heard: list[Heard] = field(default_factory=list)
 
@@ -100,11 +102,15 @@ class QueueSignals:
         if unit.aborts:
             self.aborts.notify()
         if unit.changed:
+            self.changed_count += 1
             self.changed.notify()
 
 
 class Queue:
-    """See the module. ``signals`` are for those who push news on; ``waited_s`` are the latest claims' waits."""
+    """See the module. ``signals`` are for those who push news on; ``waited_s`` are the latest claims' waits.
+
+    ``shared``: other queues may work on the same database, so that a claim which waits also looks on its own.
+    """
 
     def __init__(
         self,
@@ -117,6 +123,7 @@ class Queue:
         check_runtime: RuntimeCheck = _any_runtime,
         secret_names: SecretNames = _no_secrets,
         keep_outcome: KeepOutcome | None = None,
+        shared: bool = True,
         make_id: Callable[[str, float], str] = lambda prefix, now_s: new_id(prefix, now_s=now_s),
     ) -> None:
         self.limits = limits or QueueLimits()
@@ -129,6 +136,7 @@ class Queue:
         self._check_runtime = check_runtime
         self._secret_names = secret_names
         self._keep_outcome = keep_outcome
+        self.shared = shared
         self._make_id = make_id
         self._served: Mapping[str, float] = {}
         self._seen: set[str] | None = None
@@ -242,6 +250,7 @@ class Queue:
         """
         count = min(slots, self.limits.claim_runs)
         until_s = self._clock.monotonic_s() + min(wait_s, self.limits.claim_wait_s)
+        tick_s = self.limits.claim_tick_s if self.shared else self.limits.claim_wait_s
         while count > 0:
             looked_at = self.signals.pending_count
             claims = await self._write(self._claiming(worker, count, tuple(runtimes)))
@@ -249,7 +258,7 @@ class Queue:
             if claims or left_s <= 0:
                 return claims
             if looked_at == self.signals.pending_count:
-                await self.signals.pending.wait_notified(within_s=min(left_s, self.limits.claim_tick_s))
+                await self.signals.pending.wait_notified(within_s=min(left_s, tick_s))
         return []
 
     async def reclaim(self, worker: str, refs: Collection[RunRef]) -> dict[RunRef, float | None]:
@@ -354,6 +363,10 @@ class Queue:
             return len(records)
 
         return await self._write(work)
+
+    async def next_due_s(self) -> float | None:
+        """The next instant at which the clock matters to a task, as far as is known now; None when there is none."""
+        return await self._database.read(sql.next_due_s)
 
     async def forget_old_keys(self) -> None:
         """Remove idempotency keys that are past their time, and look which tenants have tasks."""

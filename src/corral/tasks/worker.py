@@ -86,6 +86,7 @@ class Worker:
         self._runs: asyncio.TaskGroup | None = None
         self._executing = 0
         self._room = Signal()
+        self._taken = Signal()
         self._draining = asyncio.Event()
         self._on_hold = False
         self._stopped_why = ""
@@ -275,6 +276,7 @@ class Worker:
             Run(self._services, claim, on_started=start.send), start, since_s=self._clock.monotonic_s()
         )
         self._renewed(held, claim.lease_until_s)
+        self._taken.notify()
         if self._executing < self._config.slots:
             self._begin(held)
         else:
@@ -414,6 +416,9 @@ class Worker:
 
     async def _keep_leases(self) -> None:
         while True:
+            if not self._held:
+                await self._taken.wait_notified(within_s=self._config.claim_wait_s)
+                continue
             await asyncio.sleep(self._until_next_look_s())
             now_s = self._clock.monotonic_s()
             self._drop_ended(now_s)

@@ -120,6 +120,7 @@ _DUE: Final = Query(
     .limit(sa.bindparam("count"))
     .with_for_update(skip_locked=True)
 )
+_NEXT_DUE: Final = Query(sa.select(sa.func.min(tasks.c.due_s)))
 _OF_WORKER: Final = sa.select(*_RECORD).where(tasks.c.worker_id == sa.bindparam("worker")).order_by(tasks.c.id)
 _HELD: Final = Query(_OF_WORKER)
 _HELD_LOCKED: Final = Query(_OF_WORKER.with_for_update())
@@ -239,6 +240,12 @@ async def loads(
 async def due(connection: AsyncConnection, now_s: float, count: int) -> list[Record]:
     """Tasks for which the clock matters now; locked, those that another scheduler holds left out."""
     return [_record(row) for row in await _DUE.rows(connection, {"now_s": now_s, "count": count})]
+
+
+async def next_due_s(connection: AsyncConnection) -> float | None:
+    """The first instant at which the clock matters to any task."""
+    ((instant,),) = await _NEXT_DUE.rows(connection, {})
+    return None if instant is None else float(instant)
 
 
 async def held(connection: AsyncConnection, worker: str, *, locked: bool) -> list[Record]:
