@@ -155,9 +155,11 @@ struct settings {
     bool no_subreapers; /* gVisor's kernel of 2022: whoever loses his parent becomes a child of ours */
     uint32_t grace_ms;
     uint32_t folders, limits;
-    int *folder_fd;
-    char **folder;
-    mode_t *folder_mode;
+    struct folder {
+        int fd; /* kept open, so that whatever happens to the path later, RESET empties this folder and no other */
+        char *path;
+        mode_t mode;
+    } *folder;
     struct limit_request *limit;
 };
 extern struct settings settings;
@@ -203,7 +205,8 @@ _Noreturn void keeper_main(struct launch *);
 /* Signal every descendant of `root` that `spared` (which may be NULL) does not spare together with its own
  * descendants. Returns how many live ones there were, -1 when /proc cannot be read. */
 int signal_tree(pid_t root, int signal, bool (*spared)(pid_t));
-char process_state(pid_t); /* as in /proc: R, S, T, Z, ...; 0 when there is none */
+int open_process(pid_t);  /* its /proc/PID/stat, which may be read again and again; -1 when there is none */
+char process_state(int stat); /* as in /proc: R, S, T, Z, ...; 0 when it has ended */
 int kill_tree_round(pid_t root, unsigned round, bool (*spared)(pid_t));
 
 /* ---- reseed.c: what the agent asks of a steward ---- */
@@ -231,6 +234,5 @@ void free_exec_stream(struct stream *);
 void file_error(uint32_t stream, uint32_t code, const char *format, ...) __attribute__((format(printf, 3, 4)));
 void file_errno(uint32_t stream, int error, const char *path);
 bool is_kernel_file_system(int fd);
-const char *empty_folder(int folder); /* NULL: empty now; else what went wrong */
 
 #endif

@@ -22,6 +22,7 @@ struct exec;
 struct keeper {
     struct keeper *next; /* in `spare` or `unused` */
     pid_t pid;
+    int stat; /* its state, from /proc */
     struct source control;
     struct exec *exec; /* NULL while it is a spare */
 };
@@ -74,7 +75,7 @@ void reap_children(void) {
 
 bool spare_keepers_run(void) {
     for (struct keeper *k = spare; k; k = k->next) {
-        char state = process_state(k->pid);
+        char state = process_state(k->stat);
         if (state == 0 || state == 'T' || state == 't' || state == 'Z' || state == 'X')
             return false;
     }
@@ -82,13 +83,13 @@ bool spare_keepers_run(void) {
 }
 
 bool only_keepers_are_children(void) {
+    static int children = -1;
     char path[64], text[65536];
     pid_t self = getpid();
     snprintf(path, sizeof path, "/proc/self/task/%d/children", self);
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
-    if (fd >= 0)
-        close(fd);
+    if (children < 0)
+        children = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t n = pread(children, text, sizeof text - 1, 0);
     if (n < 0) /* a kernel without that list */
         return signal_tree(self, 0, is_keeper) == 0;
     text[n] = 0;
@@ -323,6 +324,7 @@ static void dismiss(struct keeper *k) {
             break;
         }
     close_source(&k->control);
+    close(k->stat);
     k->exec = NULL;
     k->next = unused;
     unused = k;
@@ -459,7 +461,7 @@ static struct keeper *fork_keeper(struct launch *l) {
     }
     remember_keeper(pid);
     struct keeper *k = take_unused();
-    *k = (struct keeper){NULL, pid, {control[0], false, on_control_ready, k}, NULL};
+    *k = (struct keeper){NULL, pid, open_process(pid), {control[0], false, on_control_ready, k}, NULL};
     watch(&k->control, false);
     return k;
 }

@@ -73,7 +73,20 @@ static int remove_all(int at, char name[256]) {
     return n < 0 ? -1 : 0;
 }
 
-const char *empty_folder(int folder) {
+/* Nearly always it is: then one look through the descriptor that we keep is enough. */
+static bool is_empty(int folder) {
+    char buffer[1024] __attribute__((aligned(8)));
+    long n;
+    if (lseek(folder, 0, SEEK_SET) < 0)
+        return false;
+    while ((n = syscall(SYS_getdents64, folder, buffer, sizeof buffer)) > 0)
+        for (long i = 0; i < n; i += ((struct listing *)(buffer + i))->length)
+            if (!is_dots(((struct listing *)(buffer + i))->name))
+                return false;
+    return n == 0;
+}
+
+static const char *empty_folder(int folder) {
     struct stat status;
     char name[256] = "";
     unsigned depth = 0;
@@ -118,13 +131,12 @@ static int kill_leftovers(void) {
 /* System V objects outlive processes; the first line of each list is its heading. */
 static bool has_ipc_objects(void) {
     static const char *const lists[] = {"/proc/sysvipc/shm", "/proc/sysvipc/sem", "/proc/sysvipc/msg"};
+    static int fd[] = {-1, -1, -1};
     char text[1024];
     for (int i = 0; i < 3; i++) {
-        int fd = open(lists[i], O_RDONLY | O_CLOEXEC);
-        if (fd < 0)
-            continue; /* a kernel without them */
-        ssize_t n = read(fd, text, sizeof text);
-        close(fd);
+        if (fd[i] < 0)
+            fd[i] = open(lists[i], O_RDONLY | O_CLOEXEC);
+        ssize_t n = pread(fd[i], text, sizeof text, 0); /* fails in a kernel without them */
         char *line = n > 0 ? memchr(text, '\n', (size_t)n) : NULL;
         if (line && line + 1 < text + n)
             return true;
@@ -150,12 +162,13 @@ bool make_new(char *left, size_t size) {
     else
         clean = true;
     for (uint32_t i = 0; clean && i < settings.folders; i++) {
-        const char *why = empty_folder(settings.folder_fd[i]);
+        struct folder *folder = &settings.folder[i];
+        const char *why = is_empty(folder->fd) ? NULL : empty_folder(folder->fd);
         if (why) {
-            snprintf(left, size, "%s cannot be emptied: %s", settings.folder[i], why);
+            snprintf(left, size, "%s cannot be emptied: %s", folder->path, why);
             clean = false;
         }
-        fchmod(settings.folder_fd[i], settings.folder_mode[i]);
+        fchmod(folder->fd, folder->mode);
     }
     return clean;
 }

@@ -52,19 +52,14 @@ static bool bound_mounts(const struct setup_request *s) {
     return true;
 }
 
-/* Kept open, so that whatever happens to the path later, RESET empties this folder and no other. */
 static bool open_folders(const struct setup_request *s) {
-    settings.folder_fd = must_alloc((s->folders + 1) * sizeof *settings.folder_fd);
     settings.folder = must_alloc((s->folders + 1) * sizeof *settings.folder);
-    settings.folder_mode = must_alloc((s->folders + 1) * sizeof *settings.folder_mode);
     for (uint32_t i = 0; i < s->folders; i++) {
         struct stat status;
         int fd = open(s->folder[i], O_RDONLY | O_DIRECTORY | O_CLOEXEC);
         if (fd < 0 || fstat(fd, &status) < 0)
             return FAIL("cannot open the writable folder %s: %s", s->folder[i], strerror(errno));
-        settings.folder_fd[i] = fd;
-        settings.folder[i] = strdup(s->folder[i]);
-        settings.folder_mode[i] = status.st_mode & 07777;
+        settings.folder[i] = (struct folder){fd, strdup(s->folder[i]), status.st_mode & 07777};
     }
     settings.folders = s->folders;
     return true;

@@ -24,32 +24,31 @@ struct process {
 static struct process *process;
 static size_t processes, capacity;
 
-static bool read_process(const char *name, struct process *p) {
-    char path[64], text[512];
-    snprintf(path, sizeof path, "/proc/%.20s/stat", name);
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return false;
-    ssize_t n = read(fd, text, sizeof text - 1);
-    close(fd);
+int open_process(pid_t pid) {
+    char path[32];
+    snprintf(path, sizeof path, "/proc/%d/stat", pid);
+    return open(path, O_RDONLY | O_CLOEXEC);
+}
+
+static bool read_process(int stat, struct process *p) {
+    char text[512];
+    ssize_t n = pread(stat, text, sizeof text - 1, 0);
     if (n <= 0)
         return false;
     text[n] = 0;
     char *after = strrchr(text, ')'); /* a command's name may hold anything, also ')' */
     if (after == NULL || after[1] != ' ' || after[2] == 0)
         return false;
-    p->pid = atoi(name);
+    p->pid = atoi(text);
     p->state = after[2];
     p->parent = atoi(after + 3);
     p->mark = UNKNOWN;
     return true;
 }
 
-char process_state(pid_t pid) {
-    char name[16];
+char process_state(int stat) {
     struct process p;
-    snprintf(name, sizeof name, "%d", pid);
-    return read_process(name, &p) ? p.state : 0;
+    return read_process(stat, &p) ? p.state : 0;
 }
 
 static bool list_processes(void) {
@@ -67,7 +66,11 @@ static bool list_processes(void) {
                 break;
             process = grown;
         }
-        processes += read_process(entry->d_name, &process[processes]);
+        int stat = open_process(atoi(entry->d_name));
+        if (stat < 0)
+            continue; /* it has ended meanwhile */
+        processes += read_process(stat, &process[processes]);
+        close(stat);
     }
     closedir(proc);
     return true;

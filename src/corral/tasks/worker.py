@@ -233,7 +233,7 @@ class Worker:
                 self._take(claim)
             if claims:
                 self._on_change()
-            elif free == 0:  # nothing more is there now, and a slot that becomes free asks again
+            elif free == 0 and self.slots_free == 0:  # nothing more is there; a slot that becomes free asks again
                 await self._room.wait_notified(within_s=self._config.claim_wait_s)
 
     @property
