@@ -138,6 +138,35 @@ async def test_runs_that_were_claimed_ahead_begin_when_a_slot_is_free() -> None:
         assert source.returned == []
 
 
+class NothingAhead(MemoryTaskSource):
+    """Takes a moment to say that nothing is there to be claimed ahead."""
+
+    async def claim(self, slots: int, *, wait_s: float, ahead: int = 0) -> Sequence[Claim]:
+        if slots == 0:
+            self.slots_asked.append(0)
+            await asyncio.sleep(0.1)
+            return []
+        return await super().claim(slots, wait_s=wait_s)
+
+
+@pytest.mark.looptime
+async def test_slots_that_become_free_while_nothing_is_found_ahead_are_asked_for_at_once() -> None:
+    source = NothingAhead(SystemClock())
+    gates = Gates()
+    gates.opened.set()
+    async with working(source, sandboxes=cast("Sandboxes", gates), config=_TWO):
+        await source.wait_resolved(await source.submit({"command": ["x"]}))
+        gates.opened.clear()
+        for _ in range(2):
+            await source.submit({"command": ["x"]})
+        await asyncio.sleep(0.01)
+        assert source.slots_asked[-1] == 0
+        gates.opened.set()  # both end before the answer is there
+        await asyncio.sleep(0.2)
+
+        assert source.slots_asked[-1] == 2
+
+
 @pytest.mark.looptime
 async def test_runs_that_were_claimed_ahead_and_find_no_slot_are_given_back() -> None:
     source = MemoryTaskSource(SystemClock())

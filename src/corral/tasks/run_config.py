@@ -84,10 +84,10 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """
 
     slots: int = 8
-    ending_max: int = 64
+    ending_max: int = 256
     claim_wait_s: float = 20.0
     claim_gather_s: float = 0.01
-    claim_ahead: int = 32
+    claim_ahead: int = 256
     claim_ahead_s: float = 0.1
     claim_ahead_keep_s: float = 0.5
     started_wait_s: float = 0.02
