@@ -18,8 +18,9 @@ def say(text: str) -> None:
 
 
 def show(*argv: str, cwd: Path, quiet: bool = False) -> str:
-    """Show a command, run it, and stop the demonstration when it fails. ``quiet``: give its output instead."""
-    print(f"$ {shlex.join(argv)}", flush=True)
+    """Show a command, run it, and stop the demonstration when it fails. ``quiet``: give its output, show nothing."""
+    if not quiet:
+        print(f"$ {shlex.join(argv)}", flush=True)
     environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"}
     ran = subprocess.run(argv, cwd=cwd, env=environment, stdout=subprocess.PIPE if quiet else None, check=False)
     if ran.returncode != 0:

@@ -220,26 +220,41 @@ def test_a_line_of_100_mb_and_bytes_that_are_no_text_pass_a_pipe_unchanged(blue:
 
 
 def test_a_terminal_sees_colours_and_no_other_control_sequence(blue: Stranger) -> None:
-    ours, theirs = pty.openpty()
     script = r"printf '\033[31mred\033[0m \033]0;title\007 \033[2J \302\233c \233\x32J \377end\n'"
+
+    status, shown = on_a_terminal(blue, "run", "--quiet", "--", "sh", "-c", script)
+
+    assert status == 0
+    assert b"\x1b[31mred\x1b[0m" in shown
+    assert b"\\x1b]0;title\\x07" in shown
+    assert b"\\x1b[2J" in shown
+    assert not any(control in shown for control in (b"\x1b]", b"\x1b[2J", b"\x07", b"\x9b", b"\xff"))
+    assert b"end" in shown
+
+
+def test_on_a_terminal_a_limit_is_told_once(blue: Stranger) -> None:
+    status, shown = on_a_terminal(blue, "run", "--timeout", "0.2s", "--", "sleep", "60")
+
+    assert status == 143
+    assert shown.count(b"was killed after its max_run_time") == 1
+    assert shown.rstrip().endswith(b": failed")
+
+
+def on_a_terminal(who: Stranger, *arguments: str) -> tuple[int, bytes]:
+    """The status of a command, and what its terminal was sent."""
+    ours, theirs = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "corral", "run", "--quiet", "--", "sh", "-c", script],
-        env={**clean_environment(), "CORRAL_URL": blue.url, "CORRAL_TOKEN": blue.token, "TERM": "xterm"},
+        [sys.executable, "-m", "corral", *arguments],
+        env={**clean_environment(), "CORRAL_URL": who.url, "CORRAL_TOKEN": who.token, "TERM": "xterm"},
         stdout=theirs,
-        stderr=subprocess.DEVNULL,
+        stderr=theirs,
     )
     os.close(theirs)
     shown = b""
     while piece := _read(ours):
         shown += piece
     os.close(ours)
-
-    assert process.wait(20) == 0
-    assert b"\x1b[31mred\x1b[0m" in shown
-    assert b"\\x1b]0;title\\x07" in shown
-    assert b"\\x1b[2J" in shown
-    assert not any(control in shown for control in (b"\x1b]", b"\x1b[2J", b"\x07", b"\x9b", b"\xff"))
-    assert b"end" in shown
+    return process.wait(20), shown
 
 
 def _read(terminal: int) -> bytes:

@@ -12,6 +12,7 @@ from corral.kernel.concurrency import background
 from corral.kernel.errors import CorralError, NotFound
 
 _WHY_EVERY_S: Final = 1.5
+_TAIL_BYTES: Final = 8192
 
 
 class Follower:
@@ -22,6 +23,11 @@ class Follower:
         self._out = sys.stderr if to_stderr else sys.stdout
         self._safe = not raw and self._out.isatty()
         self._partial = b""
+        self._tail = b""
+
+    def showed(self, sentence: str) -> bool:
+        """True when the log on this terminal ends with Corral's own line of this sentence."""
+        return self._out.isatty() and f"[corral:error] {sentence}\n".encode() in self._tail
 
     async def follow(self, corral: Corral, task: TaskView) -> TaskView:
         """Wait for the task to be final while its runs' logs are written; the task at its end."""
@@ -79,6 +85,7 @@ class Follower:
             if not last and (match := PARTIAL.search(piece)):
                 piece, self._partial = piece[: match.start()], match[0]
             piece = safe_bytes(piece)
+        self._tail = (self._tail + piece)[-_TAIL_BYTES:]
         self._out.buffer.write(piece)
         self._out.flush()
 

@@ -3,6 +3,7 @@
 import asyncio
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -125,7 +126,7 @@ def run(
         fetched = await _fetch(corral, done, output_dir, quiet=quiet)
         if json:
             print_json({"task": done, "artifacts": fetched})
-        return status_of(done, quiet=quiet)
+        return status_of(done, quiet=quiet, showed=follower.showed)
 
     return with_client(url, work)
 
@@ -135,10 +136,12 @@ def print_id(task: TaskView) -> None:
     sys.stdout.write(task.id + "\n")
 
 
-def status_of(task: TaskView, *, quiet: bool) -> int:
-    """The exit status for a final task; says in one line what went wrong when it is not the command's own."""
+def status_of(task: TaskView, *, quiet: bool, showed: Callable[[str], bool]) -> int:
+    """The exit status for a final task; says what went wrong in one line, unless the log has just ``showed`` it."""
     run = task.last_run
     message = run.message if run is not None else ""
+    if showed(message):
+        message = ""
     if task.phase is Phase.COMPLETED:
         return 0
     if task.phase is Phase.EXCEPTION:
@@ -146,8 +149,8 @@ def status_of(task: TaskView, *, quiet: bool) -> int:
         note("error", f"{task.id}: {reason}{': ' + message if message else ''}")
         note("hint", f"corral why {task.id}")
         return 1
-    if message and not quiet:
-        note("error", f"{task.id}: {message}")
+    if not quiet:
+        note("error", f"{task.id}: {message or task.phase.value}")
     return task.exit_status or 1
 
 
