@@ -86,6 +86,24 @@ def test_scripts_can_rely_on_pipes_tabs_json_and_statuses(up: CorralProcess, tmp
     assert said[5].startswith("It got a ")
 
 
+def test_a_reader_that_leaves_cancels_what_it_read_of(up: CorralProcess, tmp_path: Path) -> None:
+    script = r"""
+        set +o pipefail
+        corral run --name endless -- yes | head -2
+        echo "${PIPESTATUS[0]}"
+        id=$(corral task list --name endless | cut -f1)
+        corral task wait "$id" 2>&1 || true
+        corral task log "$id" | head -1
+        echo "${PIPESTATUS[0]}"
+    """
+
+    said = shell(up, script, tmp_path)
+
+    assert said.splitlines()[:3] == ["y", "y", "141"]
+    assert said.splitlines()[3].endswith("is exception (canceled)")
+    assert said.splitlines()[4:] == ["y", "141"]
+
+
 def test_whoever_asks_for_json_gets_nothing_else_also_for_a_mistake(up: CorralProcess, tmp_path: Path) -> None:
     script = r"""
         corral doctor --json | field '["runtimes"][0]["name"]'

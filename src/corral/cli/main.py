@@ -14,7 +14,7 @@ import typer
 
 from corral import __version__
 from corral.cli.lazy import Verb, lazy_app
-from corral.cli.output import note
+from corral.cli.output import leave_unread, note
 from corral.kernel.errors import CallerError, CorralError, InvalidSpec, SchedulerUnavailable
 
 # httpx imports its own command line when it can, which costs every command of ours a tenth of a second.
@@ -70,9 +70,7 @@ def main() -> None:
         status = _run(sys.argv[1:])
         sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever read our output has left, as `head` does: leave quietly, and keep Python from flushing once more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 128 + 13
+        status = leave_unread()
     sys.exit(status)
 
 

@@ -5,6 +5,7 @@ Rich is imported only when something is drawn with it, because many commands pri
 
 import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -122,6 +123,12 @@ def print_fields(fields: Sequence[tuple[str, str]]) -> None:
     bold, plain = ("\x1b[1m", "\x1b[0m") if colours(sys.stdout) else ("", "")
     for name, value in shown:
         sys.stdout.write(f"{bold}{name:<{width}}{plain}  {safe_text(value)}\n")
+
+
+def leave_unread() -> int:
+    """Whoever read our output has left: keep Python from flushing once more; the status that a shell would report."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + signal.SIGPIPE
 
 
 def safe_bytes(data: bytes) -> bytes:

@@ -75,7 +75,7 @@ def run(
 ) -> int:
     """Run a command in a sandbox: upload, queue, follow, fetch.
 
-    The exit status is the command's own. Ctrl-C cancels the task.
+    The exit status is the command's own. Ctrl-C cancels the task, and so does whoever stops reading its log.
     """
     payload: dict[str, Any] = {"command": command, "image": image, "network": network}
     payload["env"] = environment_of(env or [])
@@ -118,7 +118,7 @@ def run(
         follower.status.told(f"{task.id} queued")
         try:
             done = await follower.follow(corral, task)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, BrokenPipeError):  # a reader that has left, as `head` does, ends it, too
             await finish(_cancel(corral, task.id), within_s=_CANCEL_S)
             raise
         finally:

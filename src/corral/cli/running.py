@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import typer
 
+from corral.cli.output import leave_unread
 from corral.client import Corral
 
 T = TypeVar("T")
@@ -15,8 +16,8 @@ T = TypeVar("T")
 def with_client(url: str, work: Callable[[Corral], Awaitable[T]]) -> T:
     """Open a client, do the work, close it.
 
-    A signal that ends programs cancels the work. Afterwards KeyboardInterrupt is raised for Ctrl-C, and for the others
-    typer.Exit with the status that a shell would report.
+    A signal that ends programs cancels the work, and so does a reader of our output that leaves. Afterwards
+    KeyboardInterrupt is raised for Ctrl-C, and for the others typer.Exit with the status that a shell would report.
     """
     stopped_by: list[signal.Signals] = []
 
@@ -36,6 +37,8 @@ def with_client(url: str, work: Callable[[Corral], Awaitable[T]]) -> T:
 
     try:
         return asyncio.run(session())
+    except BrokenPipeError:
+        raise typer.Exit(leave_unread()) from None
     except asyncio.CancelledError:
         if not stopped_by:
             raise

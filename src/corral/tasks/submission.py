@@ -58,7 +58,7 @@ def checked(
         shown = mistakes[:_MISTAKES_MAX]
         if len(mistakes) > len(shown):
             shown.append(f"and {len(mistakes) - len(shown)} further mistakes")
-        summary = mistakes[0] if len(mistakes) == 1 else f"{mistakes[0]} (and {len(mistakes) - 1} further mistakes)"
+        summary = mistakes[0] if len(mistakes) == 1 else f"{mistakes[0]} (and {len(mistakes) - 1} more)"
         raise InvalidSpec(summary, mistakes=tuple(shown))
     return encoded
 
