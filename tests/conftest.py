@@ -28,6 +28,9 @@ TEMPLATE = f"corral_template_{os.getpid()}"
 _numbers = itertools.count(1)
 
 
+pytest.register_assert_rewrite("corral.testing")
+
+
 def pytest_configure() -> None:
     """Keep pytest-asyncio from making a loop "that was there before" and never closing it."""
     asyncio.set_event_loop(None)

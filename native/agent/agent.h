@@ -12,7 +12,7 @@
 #define OUT_HIGH_BYTES 1048576 /* queued for the host; beyond it the agent waits for the host to read */
 #define LEFTOVER_DRAIN_MS 200  /* for descendants that are about to end when the command itself has ended */
 #define KILL_PATIENCE_MS 10000 /* for SIGKILL to have an effect */
-#define STARTED_DELAY_MS 1     /* a command that ends sooner is reported in one message */
+#define STARTED_DELAY_MS 20    /* a command that ends sooner is reported in one message */
 #define ORDER_BYTES_MAX 32768  /* an EXEC up to this goes to a waiting keeper, a larger one to a new keeper */
 #define SPARE_KEEPERS_MAX 16   /* keepers that wait for their next exec; forking one costs more than all the rest */
 #define DRAIN_BYTES_MAX 4194304 /* read after an exec's end; more can only come from a stranger to its tree */

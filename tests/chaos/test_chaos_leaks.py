@@ -7,9 +7,8 @@ import asyncio
 import os
 import sqlite3
 import time
-from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import pytest
 from corral.client import Corral
 from corral.tasks.model import Phase, TaskDefinition
 from corral.testing.processes import CorralProcess, public_directory, sandbox_groups, why_no_agent
+from corral.testing.runtime_contract import open_descriptors
 
 KEPT = {"audit", "security_events", "workers", "alembic_version", "sqlite_sequence"}
 """Tables that remember on purpose; for how long is configured elsewhere."""
@@ -90,15 +90,9 @@ def belongings(up: CorralProcess) -> dict[str, Any]:
     }
 
 
-def descriptors(pid: int) -> Counter[str]:
+def descriptors(pid: int) -> dict[str, int]:
     """What the process has open, except its database: a pool of readers, which is bounded and opens one when needed."""
-    found: Counter[str] = Counter()
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
-        with suppress(FileNotFoundError):  # it was closed while we looked
-            target = os.readlink(entry)
-            if "/corral.db" not in target:
-                found[target.partition("[")[0]] += 1  # "socket:[4711]": which one, differs
-    return found
+    return {target: count for target, count in open_descriptors(pid).items() if "/corral.db" not in target}
 
 
 def rows(database: Path) -> dict[str, int]:

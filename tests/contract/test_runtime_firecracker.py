@@ -22,7 +22,15 @@ from corral.sandboxes.sandbox import Sandbox
 from corral.testing.escape_suite import EscapeSuite
 from corral.testing.firecracker import FirecrackerAbsent, firecracker_programs
 from corral.testing.machines import WithRoot, build_root, kits
-from corral.testing.runtime_contract import RuntimeContract, belongings, new_spec, processes_with, shell, wait_until
+from corral.testing.runtime_contract import (
+    RuntimeContract,
+    belongings,
+    left_behind,
+    new_spec,
+    processes_with,
+    shell,
+    wait_until,
+)
 from corral.testing.snapshot_contract import SnapshotContract
 
 pytestmark = [pytest.mark.slow]
@@ -132,7 +140,7 @@ async def test_a_box_whose_monitor_is_killed_is_lost_and_leaves_nothing(
 
     await sandbox.wait_lost()
     await sandbox.stop()
-    assert belongings() == before
+    assert left_behind(before) == {}
     assert not box.jail.folder.exists()
 
 

@@ -7,7 +7,7 @@ import pytest
 from corral.kernel.clock import SystemClock
 from corral.sandboxes import doctor
 from corral.sandboxes.runtimes.registry import ABSENT, KNOWN
-from corral.testing.runtime_contract import belongings
+from corral.testing.runtime_contract import belongings, left_behind
 
 
 async def test_every_runtime_is_tried_and_nothing_is_left(tmp_path: Path) -> None:
@@ -28,7 +28,7 @@ async def test_every_runtime_is_tried_and_nothing_is_left(tmp_path: Path) -> Non
         assert finding.works == works, finding
     assert report.healthy
     assert all(finding.cure for finding in report.runtimes if not finding.works)
-    assert belongings() == before
+    assert left_behind(before) == {}
 
 
 async def test_a_missing_agent_is_told_with_its_cure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

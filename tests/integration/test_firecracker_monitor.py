@@ -27,7 +27,7 @@ from corral.sandboxes.runtimes.firecracker_probe import find_programs, probe
 from corral.sandboxes.runtimes.firecracker_vmm import Vmm
 from corral.testing.firecracker import TINY_SAYS, FirecrackerAbsent, firecracker_programs, tiny_guest
 from corral.testing.machines import kits
-from corral.testing.runtime_contract import belongings, processes_with, wait_until
+from corral.testing.runtime_contract import belongings, left_behind, processes_with, wait_until
 
 USER = 0x70000001
 WITHIN_S = 10.0
@@ -174,7 +174,7 @@ async def test_a_program_that_is_no_firecracker_fails_with_the_jailer_s_words(
     finally:
         jail.remove()
 
-    assert belongings() == before
+    assert left_behind(before) == {}
 
 
 async def test_a_machine_that_boots_no_guest_is_refused_with_the_reason(programs: Path) -> None:

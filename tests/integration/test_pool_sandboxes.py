@@ -17,7 +17,7 @@ from corral.sandboxes.pool import Pools
 from corral.sandboxes.pool_model import Cold, PoolConfig, PoolKey
 from corral.sandboxes.ports import Box, Runtime
 from corral.sandboxes.runtimes.registry import RuntimesConfig, open_runtimes
-from corral.testing.runtime_contract import SMALL, belongings, shell
+from corral.testing.runtime_contract import SMALL, belongings, left_behind, shell
 
 ANN = PoolKey("ann", size=SMALL)
 BOB = PoolKey("bob", size=SMALL)
@@ -218,7 +218,7 @@ async def test_closing_stops_what_is_busy_refuses_who_waits_and_leaves_nothing(o
         await asyncio.sleep(0)
 
     assert "closing" in str(waiting.result())
-    assert belongings() == before
+    assert left_behind(before) == {}
 
 
 async def _refusal(pools: Pools) -> PoolExhausted:

@@ -17,7 +17,7 @@ from corral.sandboxes.pool import Pools
 from corral.sandboxes.pool_model import Cold, PoolConfig, PoolKey
 from corral.sandboxes.ports import Runtime, Snapshotting
 from corral.sandboxes.sandbox import Sandbox
-from corral.testing.runtime_contract import PATH, SMALL, belongings, new_spec, shell, wait_until
+from corral.testing.runtime_contract import PATH, SMALL, belongings, left_behind, new_spec, shell, wait_until
 
 
 class SnapshotContract:
@@ -103,7 +103,7 @@ class SnapshotContract:
         snapshot = await snapshotting.snapshot(await runtime.start(replace(new_spec(), root=spec.root)))
         await Sandbox(await snapshotting.restore(snapshot, replace(new_spec(), root=spec.root))).stop()
 
-        assert belongings() == before
+        assert left_behind(before) == {}
 
     async def test_a_pool_freezes_what_is_idle_and_goes_on_from_it(
         self, runtime: Runtime, snapshotting: Snapshotting, root: str

@@ -96,12 +96,16 @@ def known_query(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRou
 
 @cache
 def _query_names(handler: BaseRouteHandler) -> frozenset[str]:
-    parameters = handler.parsed_fn_signature.parameters
-    return frozenset(
-        each.kwarg_definition.name or name
-        for name, each in parameters.items()
-        if isinstance(each.kwarg_definition, QueryParameter)
-    )
+    given = handler.resolve_dependencies()
+    names: set[str] = set()
+    asking = [handler.parsed_fn_signature]
+    while asking:
+        for name, each in asking.pop().parameters.items():
+            if isinstance(each.kwarg_definition, QueryParameter):
+                names.add(each.kwarg_definition.name or name)
+            elif name in given:  # what is provided to the handler may ask the query itself
+                asking.append(given[name].parsed_fn_signature)
+    return frozenset(names)
 
 
 def provide_caller(request: Request[Any, Any, Any]) -> Caller:
