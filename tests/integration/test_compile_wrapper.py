@@ -147,6 +147,23 @@ def test_a_time_stamp_in_the_future_costs_speed_and_nothing_else(own: Compiles, 
     assert [event.why for event in own.events()] == ["not-stored", "not-stored"]
 
 
+def test_another_assembler_that_the_driver_would_run_is_another_compiler(own: Compiles, project: Path) -> None:
+    tools = project / "tools"
+    tools.mkdir()
+    shutil.copy(os.path.realpath("/usr/bin/as"), tools / "as")
+    own.run("gcc", *COMPILE, cwd=project)
+    own.run("gcc", f"-B{tools}", *COMPILE, cwd=project)
+    own.events()
+
+    with (tools / "as").open("ab") as file:
+        file.write(b"of another build")
+    own.run("gcc", f"-B{tools}", *COMPILE, cwd=project)
+    own.run("gcc", *COMPILE, cwd=project)
+
+    assert own.outcomes() == ["local-run", "local-run", "local-run", "local-hit"]
+    assert own.events()[2].why == "compiler"
+
+
 def test_two_checkouts_share_their_results(own: Compiles, tmp_path: Path) -> None:
     one, two = make_project(tmp_path / "one"), make_project(tmp_path / "elsewhere" / "two")
     words = ("-Iinclude", "-O2", "-MD", "-MF", "main.d", "-c", "main.c", "-o", "main.o")

@@ -215,7 +215,7 @@ async def test_a_compiler_that_many_wrappers_meet_at_once_is_asked_once(monkeypa
     beside = Beside(2)
     compilers = Compilers(beside)
     async with beside.running(), asyncio.TaskGroup() as group:
-        meeting = [group.create_task(compilers.meet(("/usr/bin/gcc", ("/bin",)))) for _ in range(200)]
+        meeting = [group.create_task(compilers.meet(("/usr/bin/gcc", ("/bin",), ()))) for _ in range(200)]
 
     assert {each.result() for each in meeting} == {GCC}
     assert len(asked) == 1
@@ -231,7 +231,7 @@ async def test_a_compiler_that_cannot_be_asked_is_asked_by_the_next_one(monkeypa
     async with beside.running():
         for _ in range(2):
             with pytest.raises(OSError, match="processes"):
-                await compilers.meet(("/usr/bin/gcc", ("/bin",)))
+                await compilers.meet(("/usr/bin/gcc", ("/bin",), ()))
 
 
 # Slots on the fleet

@@ -20,16 +20,18 @@ from corral.compile.model import CompilerIdentity, Vendor
 
 _ASK_S: Final = 10.0
 _PARTS: Final = ("cc1", "cc1plus", "as")
+_CLANG_PARTS: Final = ("as",)  # with -fno-integrated-as
+_CONFIGURED: Final = re.compile(r"^Configuration file: (/.+)$", re.MULTILINE)
 _SEARCH: Final = ("PATH", "COMPILER_PATH", "GCC_EXEC_PREFIX", "LD_LIBRARY_PATH")
 _COMPILER_LIBRARIES: Final = re.compile(r"lib(?:LLVM|clang)[^/ ]*\s*=>\s*(/\S+)")
 _ELF: Final = b"\x7fELF"
 
-Question: TypeAlias = tuple[str, tuple[str, ...]]
+Question: TypeAlias = tuple[str, tuple[str, ...], tuple[str, ...]]
 
 
-def question(program: str, environment: Mapping[str, str]) -> Question:
-    """What an identity depends on besides the contents of files."""
-    return (program, tuple(environment.get(name, "") for name in _SEARCH))
+def question(program: str, environment: Mapping[str, str], prefixes: Iterable[str] = ()) -> Question:
+    """What an identity depends on besides the contents of files. ``prefixes``: the absolute directories of ``-B``."""
+    return (program, tuple(environment.get(name, "") for name in _SEARCH), tuple(prefixes))
 
 
 class Identities:
@@ -69,7 +71,7 @@ class Identities:
     @staticmethod
     def probe(asked: Question) -> tuple[CompilerIdentity, list[tuple[str, Signature]]]:
         """Ask the compiler and hash its programs. ``vendor`` None: no compiler that we know, or a script around one."""
-        program, search = asked
+        program, search, prefixes = asked
         environment = {name: value for name, value in zip(_SEARCH, search, strict=True) if value} | {"LC_ALL": "C"}
         path = os.path.realpath(program)
         programs = [(program, _signature(program)), (path, _signature(path))]
@@ -81,7 +83,9 @@ class Identities:
         vendor = _vendor(version, path)
         if vendor is None:
             return unknown, programs
-        parts = _gcc_parts(path, environment) if vendor is Vendor.GCC else _libraries(path, environment)
+        parts = [*_programs(path, environment, prefixes, _PARTS if vendor is Vendor.GCC else _CLANG_PARTS)]
+        if vendor is not Vendor.GCC:
+            parts += [*_libraries(path, environment), *_CONFIGURED.findall(version)]
         hasher = blake3.blake3(vendor.value.encode())
         for part in (path, *parts):
             hasher.update(_hash_of(part))
@@ -102,9 +106,12 @@ def _vendor(version: str, path: str) -> Vendor | None:
     return Vendor.GCC if "Free Software Foundation" in version else None
 
 
-def _gcc_parts(path: str, environment: Mapping[str, str]) -> Iterable[str]:
-    for name in _PARTS:
-        said = _ask(path, environment, f"-print-prog-name={name}").strip()
+def _programs(
+    path: str, environment: Mapping[str, str], prefixes: Iterable[str], names: Iterable[str]
+) -> Iterable[str]:
+    """What the driver would run under these names."""
+    for name in names:
+        said = _ask(path, environment, *(f"-B{each}" for each in prefixes), f"-print-prog-name={name}").strip()
         found = said if "/" in said else shutil.which(said, path=environment.get("PATH") or os.defpath)
         if found and Path(found).is_file():
             yield os.path.realpath(found)

@@ -156,7 +156,6 @@ class Plan:
         variables = dict(word.split("=", 1) for word in words(ask.environment) if "=" in word)
         self.environment = key.relevant_environment(variables)
         self.search: dict[str, str] = {name: variables[name] for name in _SEARCH if name in variables}
-        self.question: Question = question(self.argv[0], variables)
         self.terminal = ask.terminal and variables.get("TERM", "dumb") != "dumb" and variables.get("GCC_COLORS") != ""
         self.responses: list[tuple[str, Signature]] = []
         self.source = ""
@@ -166,6 +165,8 @@ class Plan:
         self.identity = _NOT_ASKED
         self.bypass = self._read()
 
+        prefixes = () if self.bypass is not None else self.invocation.flags("-B")
+        self.question: Question = question(self.argv[0], variables, [self.here(each.value or "") for each in prefixes])
     def _read(self) -> Bypass | None:
         parsed = grammars.parse(self.argv, read_file=self._response)
         if isinstance(parsed, Bypass):
