@@ -184,6 +184,25 @@ async def test_a_hit_brings_everything_that_the_run_brought(tmp_path: Path) -> N
         assert [row.phase for row in fleet.workers[0].results.rows] == ["completed"]
 
 
+async def test_a_clock_of_the_client_that_is_far_off_changes_nothing(tmp_path: Path) -> None:
+    class Tomorrow(SystemClock):
+        def now_s(self) -> float:
+            return super().now_s() + 86_400
+
+    project = _project(tmp_path)
+
+    async with _fleet(tmp_path) as fleet, asyncio.TaskGroup() as group:
+
+        def start(work: Coroutine[Any, Any, None]) -> None:
+            group.create_task(work)
+
+        compiler = FleetCompiler(fleet.config, fleet.routes, Tomorrow(), start)
+        answer = await compiler.compile(_request(project, "gcc -Iinc -c src/a.c -o out.o"), _hashes())
+        await compiler.close()
+
+    assert answer.outcome is Outcome.REMOTE_RUN
+
+
 async def test_two_checkouts_share_what_does_not_name_them(tmp_path: Path) -> None:
     one, other = _project(tmp_path / "1"), _project(tmp_path / "2")
     line = "gcc -Iinc -c src/a.c -o out.o"

@@ -27,7 +27,7 @@ class Route:
         slots: how many executions at once.
         certificate_fingerprint: SHA-256 of the certificate that must be shown there, hex.
         result_key: the public key that signs results there, 32 bytes in hex.
-        expires_s: Unix seconds; the token is void from then on.
+        lasts_s: for so many seconds from now on the token is good.
     """
 
     id: str
@@ -37,7 +37,7 @@ class Route:
     result_key: str
     token: str
     slots: int
-    expires_s: float
+    lasts_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +160,7 @@ class Router:
             result_key=registration.result_key,
             token=self._key.token(claims),
             slots=slots,
-            expires_s=claims.exp,
+            lasts_s=TTL_S,
         )
 
     def _by_worker(self) -> dict[str, int]:

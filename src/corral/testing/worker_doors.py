@@ -186,7 +186,7 @@ class FakeRoutes:
                 certificate_fingerprint=worker.fingerprint,
                 token=(self.sign or self.key.token)(claims),
                 slots=self.slots,
-                expires_s=now_s + TTL_S,
+                expires_in_s=TTL_S,
                 result_key=worker.result_key,
             )
         ]

@@ -75,7 +75,9 @@ class RemoteConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class WorkerRoute(msgspec.Struct, frozen=True, kw_only=True):
-    """Where to go, as the scheduler answers; see ``fleet.routes.Route``."""
+    """Where to go, as the scheduler answers; see ``fleet.routes.Route``. ``expires_in_s``: from the answer on, since
+    the clocks of clients may say anything.
+    """
 
     id: str
     worker_id: str
@@ -83,7 +85,7 @@ class WorkerRoute(msgspec.Struct, frozen=True, kw_only=True):
     certificate_fingerprint: str
     token: str
     slots: int
-    expires_s: float
+    expires_in_s: float
     result_key: str = ""
 
 

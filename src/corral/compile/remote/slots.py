@@ -8,7 +8,7 @@ full while we hold none is told so at once, and compiles here.
 import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 from corral.compile.remote.model import Routes, WorkerRoute
@@ -32,10 +32,12 @@ class Slot:
 
 @dataclass(slots=True)
 class _Held:
+    """A route, all instants in steady time."""
+
     route: WorkerRoute
     free: int
     used_s: float
-    slots: deque[Slot] = field(default_factory=deque)
+    until_s: float
 
 
 class Slots:
@@ -103,7 +105,7 @@ class Slots:
         self.avoid = {worker: until_s for worker, until_s in self.avoid.items() if until_s > now_s}
         for held in list(self._held.values()):
             idle = held.free == held.route.slots and held.used_s + self._idle_s < now_s
-            if idle or (self._ends_soon(held.route) and held.free == held.route.slots):
+            if idle or (self._ends_soon(held) and held.free == held.route.slots):
                 self._drop(held.route.id)
         self._ask()
 
@@ -115,7 +117,7 @@ class Slots:
         await self._release(ids)
 
     def _take_free(self) -> Slot | None:
-        usable = [each for each in self._held.values() if each.free and not self._ends_soon(each.route)]
+        usable = [each for each in self._held.values() if each.free and not self._ends_soon(each)]
         if not usable:
             return None
         held = max(usable, key=lambda each: each.free / each.route.slots)
@@ -146,12 +148,14 @@ class Slots:
         try:
             await asyncio.sleep(0)  # whoever asks in the same moment is counted in
             count = max(count, min(sum(not each.done() for each in self._waiting), self._slots_max))
+            asked_s = self._clock.monotonic_s()
             found = await self._routes.route(image=self._image, slots=count, avoid=tuple(self.avoid))
             if self._closed:
                 await self._release([route.id for route in found])
                 return
+            now_s = self._clock.monotonic_s()
             for route in found:
-                self._held[route.id] = _Held(route, route.slots, self._clock.monotonic_s())
+                self._held[route.id] = _Held(route, route.slots, now_s, asked_s + route.expires_in_s)
             self._serve()
         except CorralError as error:
             self._full_until_s = self._clock.monotonic_s() + _AGAIN_S
@@ -178,8 +182,8 @@ class Slots:
         except CorralError:
             return  # the promise ends with its token
 
-    def _ends_soon(self, route: WorkerRoute) -> bool:
-        return route.expires_s < self._clock.now_s() + _MARGIN_S
+    def _ends_soon(self, held: _Held) -> bool:
+        return held.until_s < self._clock.monotonic_s() + _MARGIN_S
 
 
 def _ends() -> NoFeasibleWorker:

@@ -39,7 +39,7 @@ class RouteDoor(Controller):
                     certificate_fingerprint=each.certificate_fingerprint,
                     token=each.token,
                     slots=each.slots,
-                    expires_s=each.expires_s,
+                    expires_in_s=each.lasts_s,
                     result_key=each.result_key,
                 )
                 for each in found
