@@ -184,6 +184,20 @@ async def test_a_hit_brings_everything_that_the_run_brought(tmp_path: Path) -> N
         assert [row.phase for row in fleet.workers[0].results.rows] == ["completed"]
 
 
+async def test_a_hit_says_what_the_run_took_and_which_audit_row_tells_of_it(tmp_path: Path) -> None:
+    project = _project(tmp_path)
+    line = "gcc -Iinc -c src/a.c -o out.o"
+
+    async with _fleet(tmp_path) as fleet:
+        run = await _compile(fleet, project, line)
+        await fleet.workers[0].servicer.wait_told()
+        hit = await _compile(fleet, project, line)
+
+        assert (run.outcome, hit.outcome) == (Outcome.REMOTE_RUN, Outcome.REMOTE_HIT)
+        assert hit.duration_s == run.duration_s > 0
+        assert hit.execution == run.execution == fleet.workers[0].results.rows[0].task_id
+
+
 async def test_a_clock_of_the_client_that_is_far_off_changes_nothing(tmp_path: Path) -> None:
     class Tomorrow(SystemClock):
         def now_s(self) -> float:

@@ -31,7 +31,6 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
     status: int = 0
     stdout: bytes = b""
     stderr: bytes = b""
-    worker: str = ""
     note: str = ""
 
 
@@ -114,7 +113,6 @@ def _found(plan: Plan, answer: CompileAnswer) -> Found:
             status=answer.exit_code,
             stdout=answer.stdout,
             stderr=answer.stderr,
-            worker=answer.worker,
             note=answer.note,
         )
     files = {
@@ -131,12 +129,11 @@ def _found(plan: Plan, answer: CompileAnswer) -> Found:
         coloured=plan.terminal,
         duration_s=answer.duration_s,
         origin=answer.worker,
+        execution=answer.execution,
     )
     entry = ResultEntry(
         key=key.result_key(plan.request_key, answer.include_set),
         result=result,
         contents=tuple(Content(role, inside=True, data=compressed(data, 1)) for role, data in files.items()),
     )
-    return Found(
-        outcome=answer.outcome, include_set=answer.include_set, entry=entry, worker=answer.worker, note=answer.note
-    )
+    return Found(outcome=answer.outcome, include_set=answer.include_set, entry=entry, note=answer.note)

@@ -17,6 +17,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         key: the result's key, "" when there is none.
         inputs: all but contents; None for a bypass that came before it was known.
         files: what was read: path (project-relative) to hash; empty for a bypass.
+        worker: who ran it, "" for this machine.
+        execution: names the audit row of a worker's run.
         diffs: what had changed since the attempt before, unless this was a hit.
     """
 
@@ -33,6 +35,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     compiler: str = ""
     image: str = ""
     worker: str = ""
+    execution: str = ""
     inputs: KeyInputs | None = None
     files: dict[str, str] = {}
     diffs: tuple["Diff", ...] = ()

@@ -142,7 +142,7 @@ class Keeper:
         if found.outcome is Outcome.REMOTE_RUN:
             self._teller.event(plan, found.outcome, why=why, took_s=result.duration_s)
         else:
-            self._teller.hit(plan, live, found.outcome, saved_s=result.duration_s)
+            self._teller.hit(plan, live, found.outcome, result)
 
     def _store_found(self, plan: Plan, found: Found) -> str:
         """Why it was no hit. Blocking."""
@@ -155,7 +155,7 @@ class Keeper:
                 found.outcome,
                 include_set=found.include_set,
                 result_key=found.entry.key,
-                worker=found.worker,
+                result=found.entry.result,
             )
         self._store.clean_if_over(now_s=self._clock.now_s())
         return why

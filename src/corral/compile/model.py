@@ -305,6 +305,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         duration_s: what running the compiler took; what a hit saves.
         origin: ``local``, or the id of the worker that ran it.
     """
+        execution: names the audit row of a worker's run, "" for one here.
 
     files: tuple[OutputFile, ...]
     stdout: bytes = b""
@@ -313,6 +314,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     duration_s: float = 0.0
     origin: str = "local"
 
+    execution: str = ""
 
 class Outcome(StrEnum):
     """How one request ended, for statistics and explain."""

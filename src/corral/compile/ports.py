@@ -53,6 +53,8 @@ class CompileAnswer(msgspec.Struct, frozen=True, kw_only=True):
         files: content by role (``object``, ``dependencies``, ``side:<suffix>``).
         include_set: what the compile read, with the hashes that the worker saw.
         worker: who ran it.
+        execution: names its audit row.
+        duration_s: what the compiler took, whenever that was.
         note: one line for the user's stderr, "" for none.
     """
 
@@ -63,6 +65,7 @@ class CompileAnswer(msgspec.Struct, frozen=True, kw_only=True):
     files: dict[str, bytes]
     include_set: IncludeSet
     worker: str = ""
+    execution: str = ""
     duration_s: float = 0.0
     note: str = ""
 

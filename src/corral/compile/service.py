@@ -226,7 +226,7 @@ class CompileService:
         entry = self._store.result(live.result_key, now_s=self._clock.now_s())
         answer = None if entry is None else self._place(plan, entry, umask)
         if entry is not None and answer is not None:
-            self._teller.hit(plan, live, Outcome.LOCAL_HIT, saved_s=entry.result.duration_s)
+            self._teller.hit(plan, live, Outcome.LOCAL_HIT, entry.result)
         return answer
 
     def _place(self, plan: Plan, entry: ResultEntry, umask: int) -> bytes | None:

@@ -13,7 +13,7 @@ from tempfile import mkdtemp
 from corral.actions.adapters.grpc_results import EndedExecution
 from corral.actions.adapters.messages import read_action, read_command, read_directory
 from corral.actions.errors import MissingBlobs
-from corral.actions.model import ActionResult, Ended, OutputFile, Performed, StoredResult
+from corral.actions.model import ActionResult, ActionTimes, Ended, OutputFile, Performed, StoredResult
 from corral.app.own_certificate import CERTIFICATE, KEY, make
 from corral.blobs.adapters.memory import MemoryBlobs
 from corral.blobs.content import read_bytes, write_bytes
@@ -43,6 +43,7 @@ class ChildRunner:
     def __init__(self, blobs: BlobStore, folder: Path) -> None:
         self._blobs = blobs
         self._folder = folder
+        self._clock = SystemClock()
         self.runs = 0
         self.before: Callable[[], None] = lambda: None
 
@@ -63,6 +64,7 @@ class ChildRunner:
         if missing:
             raise MissingBlobs(missing)
         here = root / command.working_directory
+        started_s = self._clock.now_s()
         words = [word.replace(PLACE, str(root)) for word in command.arguments]
         done = await asyncio.to_thread(
             subprocess.run, words, cwd=here, env=dict(command.environment), capture_output=True, check=False
@@ -82,6 +84,7 @@ class ChildRunner:
             files=tuple(files),
             stdout=done.stdout.replace(*clean),
             stderr=done.stderr.replace(*clean),
+            times=ActionTimes(execution_start_s=started_s, execution_completed_s=self._clock.now_s()),
         )
         return Performed(result=result, ended=Ended.EXITED, named=tuple(named), argv=command.arguments)
 

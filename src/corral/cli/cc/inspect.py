@@ -33,7 +33,7 @@ def inspect(what: What, json: Json = False) -> None:
         return
     result = entry.result
     fields = [("key", key), ("request", request_key), ("compiled in", format_duration(result.duration_s))]
-    fields += [("by", result.origin)]
+    fields += [("by", result.origin), ("audit row", result.execution)]
     fields += [(file.role, f"{format_size(file.size_bytes)}  {file.digest}") for file in result.files]
     fields += [("stderr", f"{len(result.stderr)} bytes" if result.stderr else "")]
     print_fields(fields)

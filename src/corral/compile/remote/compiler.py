@@ -149,6 +149,7 @@ class FleetCompiler:
             files=files,
             include_set=msgspec.structs.replace(include_set, bound_to=bound),
             worker=answer.worker or route.worker_id,
+            execution=answer.execution,
             duration_s=answer.duration_s,
         )
 

@@ -228,7 +228,7 @@ class DoorServicer(door_pb2_grpc.DoorServicer):
             found = None  # a cache that does not answer is no reason not to run
         if found is None:
             return door_pb2.ExecuteResponse()
-        return await self._answer(tenant, action, found.encoded, inline_bytes, cached=True)
+        return await self._answer(tenant, action, found.encoded, inline_bytes, cached=True, execution=found.execution)
 
     async def _run(self, tenant: str, action: Digest, inline_bytes: int) -> door_pb2.ExecuteResponse:
         services = self._services
@@ -243,7 +243,7 @@ class DoorServicer(door_pb2_grpc.DoorServicer):
         stored = StoredResult(encoded=encoded, named=performed.named, execution=execution) if cacheable else None
         row = _audit_row(execution, tenant, action, performed, created_s)
         await self._untold.put(EndedExecution(tenant, action, stored, row))
-        return await self._answer(tenant, action, encoded, inline_bytes, performed=performed)
+        return await self._answer(tenant, action, encoded, inline_bytes, execution=execution, message=performed.message)
 
     async def _answer(
         self,
@@ -252,20 +252,23 @@ class DoorServicer(door_pb2_grpc.DoorServicer):
         encoded: bytes,
         inline_bytes: int,
         *,
+        execution: str,
         cached: bool = False,
-        performed: Performed | None = None,
+        message: str = "",
     ) -> door_pb2.ExecuteResponse:
+        result = read_result(encoded, action.function)
         answer = door_pb2.ExecuteResponse(
             found=True,
             result=encoded,
             cached=cached,
             worker=self._services.worker_id,
             signature=self._services.sign(signed_message(action, encoded)),
-            message=performed.message if performed is not None else "",
-            duration_s=performed.usage.wall_s if performed is not None else 0.0,
+            message=message,
+            duration_s=max(0.0, result.times.execution_completed_s - result.times.execution_start_s),
+            execution=execution,
         )
         left = min(inline_bytes, self._services.config.inline_bytes)
-        for digest in dict.fromkeys(blobs_of_result(read_result(encoded, action.function))):
+        for digest in dict.fromkeys(blobs_of_result(result)):
             if digest.size_bytes <= left:
                 left -= digest.size_bytes
                 answer.outputs[str(digest)] = await read_bytes(

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x63orral/wire/v1/door.proto\x12\tcorral.v1\"S\n\x0cProbeRequest\x12\x0e\n\x06\x61\x63tion\x18\x01 \x01(\t\x12\r\n\x05image\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\x14\n\x0cinline_bytes\x18\x04 \x01(\x04\"D\n\x12\x44oorMissingRequest\x12\x0f\n\x07\x64igests\x18\x01 \x03(\t\x12\r\n\x05image\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\"&\n\x13\x44oorMissingResponse\x12\x0f\n\x07missing\x18\x01 \x03(\t\"Y\n\rUploadRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0b\n\x03\x65nd\x18\x03 \x01(\x08\x12\x0e\n\x06tenant\x18\x04 \x01(\t\x12\r\n\x05image\x18\x05 \x01(\t\"@\n\x0eUploadResponse\x12\r\n\x05\x62lobs\x18\x01 \x01(\r\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x10\n\x08rejected\x18\x03 \x03(\t\"\xa1\x01\n\x0e\x45xecuteRequest\x12\x0e\n\x06\x61\x63tion\x18\x01 \x01(\t\x12\r\n\x05image\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\r\n\x05\x62lobs\x18\x04 \x03(\x0c\x12\x12\n\nskip_cache\x18\x05 \x01(\x08\x12\x14\n\x0cinline_bytes\x18\x06 \x01(\x04\x12\'\n\ttoolchain\x18\x07 \x01(\x0b\x32\x14.corral.v1.Toolchain\"N\n\tToolchain\x12\x10\n\x08\x63ompiler\x18\x01 \x01(\t\x12\x10\n\x08identity\x18\x02 \x01(\t\x12\r\n\x05paths\x18\x03 \x03(\t\x12\x0e\n\x06hashes\x18\x04 \x03(\t\"\x83\x02\n\x0f\x45xecuteResponse\x12\r\n\x05\x66ound\x18\x01 \x01(\x08\x12\x0e\n\x06result\x18\x02 \x01(\x0c\x12\x0e\n\x06\x63\x61\x63hed\x18\x03 \x01(\x08\x12\x0f\n\x07missing\x18\x04 \x03(\t\x12\x38\n\x07outputs\x18\x05 \x03(\x0b\x32\'.corral.v1.ExecuteResponse.OutputsEntry\x12\x11\n\tsignature\x18\x06 \x01(\x0c\x12\x0e\n\x06worker\x18\x07 \x01(\t\x12\x0f\n\x07message\x18\x08 \x01(\t\x12\x12\n\nduration_s\x18\t \x01(\x01\x1a.\n\x0cOutputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\"=\n\x0c\x46\x65tchRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\r\n\x05image\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\"\x1d\n\rFetchResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"/\n\rResultRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x02 \x01(\t\"O\n\x0cResultAnswer\x12\r\n\x05\x66ound\x18\x01 \x01(\x08\x12\x0e\n\x06result\x18\x02 \x01(\x0c\x12\r\n\x05named\x18\x03 \x03(\t\x12\x11\n\texecution\x18\x04 \x01(\t\"t\n\x0cResultUpdate\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x02 \x01(\t\x12\x0e\n\x06result\x18\x03 \x01(\x0c\x12\r\n\x05named\x18\x04 \x03(\t\x12\x11\n\texecution\x18\x05 \x01(\t\x12\x12\n\naudit_json\x18\x06 \x01(\x0c\"W\n\rResultUpdates\x12(\n\x07updates\x18\x01 \x03(\x0b\x32\x17.corral.v1.ResultUpdate\x12\x1c\n\x14security_events_json\x18\x02 \x03(\x0c\"\x0f\n\rResultUpdated2\xd3\x02\n\x04\x44oor\x12<\n\x05Probe\x12\x17.corral.v1.ProbeRequest\x1a\x1a.corral.v1.ExecuteResponse\x12L\n\x0b\x46indMissing\x12\x1d.corral.v1.DoorMissingRequest\x1a\x1e.corral.v1.DoorMissingResponse\x12?\n\x06Upload\x12\x18.corral.v1.UploadRequest\x1a\x19.corral.v1.UploadResponse(\x01\x12@\n\x07\x45xecute\x12\x19.corral.v1.ExecuteRequest\x1a\x1a.corral.v1.ExecuteResponse\x12<\n\x05\x46\x65tch\x12\x17.corral.v1.FetchRequest\x1a\x18.corral.v1.FetchResponse0\x01\x32\x81\x01\n\x07Results\x12\x38\n\x03Get\x12\x18.corral.v1.ResultRequest\x1a\x17.corral.v1.ResultAnswer\x12<\n\x06Update\x12\x18.corral.v1.ResultUpdates\x1a\x18.corral.v1.ResultUpdatedb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x63orral/wire/v1/door.proto\x12\tcorral.v1\"S\n\x0cProbeRequest\x12\x0e\n\x06\x61\x63tion\x18\x01 \x01(\t\x12\r\n\x05image\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\x14\n\x0cinline_bytes\x18\x04 \x01(\x04\"D\n\x12\x44oorMissingRequest\x12\x0f\n\x07\x64igests\x18\x01 \x03(\t\x12\r\n\x05image\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\"&\n\x13\x44oorMissingResponse\x12\x0f\n\x07missing\x18\x01 \x03(\t\"Y\n\rUploadRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0b\n\x03\x65nd\x18\x03 \x01(\x08\x12\x0e\n\x06tenant\x18\x04 \x01(\t\x12\r\n\x05image\x18\x05 \x01(\t\"@\n\x0eUploadResponse\x12\r\n\x05\x62lobs\x18\x01 \x01(\r\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x10\n\x08rejected\x18\x03 \x03(\t\"\xa1\x01\n\x0e\x45xecuteRequest\x12\x0e\n\x06\x61\x63tion\x18\x01 \x01(\t\x12\r\n\x05image\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\r\n\x05\x62lobs\x18\x04 \x03(\x0c\x12\x12\n\nskip_cache\x18\x05 \x01(\x08\x12\x14\n\x0cinline_bytes\x18\x06 \x01(\x04\x12\'\n\ttoolchain\x18\x07 \x01(\x0b\x32\x14.corral.v1.Toolchain\"N\n\tToolchain\x12\x10\n\x08\x63ompiler\x18\x01 \x01(\t\x12\x10\n\x08identity\x18\x02 \x01(\t\x12\r\n\x05paths\x18\x03 \x03(\t\x12\x0e\n\x06hashes\x18\x04 \x03(\t\"\x96\x02\n\x0f\x45xecuteResponse\x12\r\n\x05\x66ound\x18\x01 \x01(\x08\x12\x0e\n\x06result\x18\x02 \x01(\x0c\x12\x0e\n\x06\x63\x61\x63hed\x18\x03 \x01(\x08\x12\x0f\n\x07missing\x18\x04 \x03(\t\x12\x38\n\x07outputs\x18\x05 \x03(\x0b\x32\'.corral.v1.ExecuteResponse.OutputsEntry\x12\x11\n\tsignature\x18\x06 \x01(\x0c\x12\x0e\n\x06worker\x18\x07 \x01(\t\x12\x0f\n\x07message\x18\x08 \x01(\t\x12\x12\n\nduration_s\x18\t \x01(\x01\x12\x11\n\texecution\x18\n \x01(\t\x1a.\n\x0cOutputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\"=\n\x0c\x46\x65tchRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\r\n\x05image\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\"\x1d\n\rFetchResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"/\n\rResultRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x02 \x01(\t\"O\n\x0cResultAnswer\x12\r\n\x05\x66ound\x18\x01 \x01(\x08\x12\x0e\n\x06result\x18\x02 \x01(\x0c\x12\r\n\x05named\x18\x03 \x03(\t\x12\x11\n\texecution\x18\x04 \x01(\t\"t\n\x0cResultUpdate\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x02 \x01(\t\x12\x0e\n\x06result\x18\x03 \x01(\x0c\x12\r\n\x05named\x18\x04 \x03(\t\x12\x11\n\texecution\x18\x05 \x01(\t\x12\x12\n\naudit_json\x18\x06 \x01(\x0c\"W\n\rResultUpdates\x12(\n\x07updates\x18\x01 \x03(\x0b\x32\x17.corral.v1.ResultUpdate\x12\x1c\n\x14security_events_json\x18\x02 \x03(\x0c\"\x0f\n\rResultUpdated2\xd3\x02\n\x04\x44oor\x12<\n\x05Probe\x12\x17.corral.v1.ProbeRequest\x1a\x1a.corral.v1.ExecuteResponse\x12L\n\x0b\x46indMissing\x12\x1d.corral.v1.DoorMissingRequest\x1a\x1e.corral.v1.DoorMissingResponse\x12?\n\x06Upload\x12\x18.corral.v1.UploadRequest\x1a\x19.corral.v1.UploadResponse(\x01\x12@\n\x07\x45xecute\x12\x19.corral.v1.ExecuteRequest\x1a\x1a.corral.v1.ExecuteResponse\x12<\n\x05\x46\x65tch\x12\x17.corral.v1.FetchRequest\x1a\x18.corral.v1.FetchResponse0\x01\x32\x81\x01\n\x07Results\x12\x38\n\x03Get\x12\x18.corral.v1.ResultRequest\x1a\x17.corral.v1.ResultAnswer\x12<\n\x06Update\x12\x18.corral.v1.ResultUpdates\x1a\x18.corral.v1.ResultUpdatedb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -48,25 +48,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TOOLCHAIN']._serialized_start=556
   _globals['_TOOLCHAIN']._serialized_end=634
   _globals['_EXECUTERESPONSE']._serialized_start=637
-  _globals['_EXECUTERESPONSE']._serialized_end=896
-  _globals['_EXECUTERESPONSE_OUTPUTSENTRY']._serialized_start=850
-  _globals['_EXECUTERESPONSE_OUTPUTSENTRY']._serialized_end=896
-  _globals['_FETCHREQUEST']._serialized_start=898
-  _globals['_FETCHREQUEST']._serialized_end=959
-  _globals['_FETCHRESPONSE']._serialized_start=961
-  _globals['_FETCHRESPONSE']._serialized_end=990
-  _globals['_RESULTREQUEST']._serialized_start=992
-  _globals['_RESULTREQUEST']._serialized_end=1039
-  _globals['_RESULTANSWER']._serialized_start=1041
-  _globals['_RESULTANSWER']._serialized_end=1120
-  _globals['_RESULTUPDATE']._serialized_start=1122
-  _globals['_RESULTUPDATE']._serialized_end=1238
-  _globals['_RESULTUPDATES']._serialized_start=1240
-  _globals['_RESULTUPDATES']._serialized_end=1327
-  _globals['_RESULTUPDATED']._serialized_start=1329
-  _globals['_RESULTUPDATED']._serialized_end=1344
-  _globals['_DOOR']._serialized_start=1347
-  _globals['_DOOR']._serialized_end=1686
-  _globals['_RESULTS']._serialized_start=1689
-  _globals['_RESULTS']._serialized_end=1818
+  _globals['_EXECUTERESPONSE']._serialized_end=915
+  _globals['_EXECUTERESPONSE_OUTPUTSENTRY']._serialized_start=869
+  _globals['_EXECUTERESPONSE_OUTPUTSENTRY']._serialized_end=915
+  _globals['_FETCHREQUEST']._serialized_start=917
+  _globals['_FETCHREQUEST']._serialized_end=978
+  _globals['_FETCHRESPONSE']._serialized_start=980
+  _globals['_FETCHRESPONSE']._serialized_end=1009
+  _globals['_RESULTREQUEST']._serialized_start=1011
+  _globals['_RESULTREQUEST']._serialized_end=1058
+  _globals['_RESULTANSWER']._serialized_start=1060
+  _globals['_RESULTANSWER']._serialized_end=1139
+  _globals['_RESULTUPDATE']._serialized_start=1141
+  _globals['_RESULTUPDATE']._serialized_end=1257
+  _globals['_RESULTUPDATES']._serialized_start=1259
+  _globals['_RESULTUPDATES']._serialized_end=1346
+  _globals['_RESULTUPDATED']._serialized_start=1348
+  _globals['_RESULTUPDATED']._serialized_end=1363
+  _globals['_DOOR']._serialized_start=1366
+  _globals['_DOOR']._serialized_end=1705
+  _globals['_RESULTS']._serialized_start=1708
+  _globals['_RESULTS']._serialized_end=1837
 # @@protoc_insertion_point(module_scope)

@@ -268,6 +268,7 @@ class ExecuteResponse(_message.Message):
     WORKER_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     DURATION_S_FIELD_NUMBER: _builtins.int
+    EXECUTION_FIELD_NUMBER: _builtins.int
     found: _builtins.bool
     """a result follows"""
     result: _builtins.bytes
@@ -278,6 +279,9 @@ class ExecuteResponse(_message.Message):
     worker: _builtins.str
     message: _builtins.str
     duration_s: _builtins.float
+    """of the execution, also when it was another day"""
+    execution: _builtins.str
+    """names its audit row"""
     @_builtins.property
     def missing(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """upload these and ask again"""
@@ -298,10 +302,11 @@ class ExecuteResponse(_message.Message):
         worker: _builtins.str = ...,
         message: _builtins.str = ...,
         duration_s: _builtins.float = ...,
+        execution: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached", b"cached", "duration_s", b"duration_s", "found", b"found", "message", b"message", "missing", b"missing", "outputs", b"outputs", "result", b"result", "signature", b"signature", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached", b"cached", "duration_s", b"duration_s", "execution", b"execution", "found", b"found", "message", b"message", "missing", b"missing", "outputs", b"outputs", "result", b"result", "signature", b"signature", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
