@@ -110,6 +110,20 @@ def test_cleaning_by_age(tmp_path: Path) -> None:
     assert [found(store, key) is not None for key in keys] == [False, True]
 
 
+def test_what_nobody_used_for_too_long_goes_although_there_is_room(tmp_path: Path) -> None:
+    store = ResultStore(tmp_path, CompileConfig(store_age_s=50))
+    keys = [put(store, number, request=number) for number in range(2)]
+    for file in (tmp_path / "v1").glob("*/*/*"):
+        os.utime(file, (NOW_S - 40, NOW_S - 40))
+    for file in (tmp_path / "v1").glob(f"*/*/{keys[0]}"):
+        os.utime(file, (NOW_S - 60, NOW_S - 60))
+
+    report = store.clean_old(now_s=NOW_S)
+
+    assert [found(store, key) is not None for key in keys] == [False, True]
+    assert report.used_bytes == store.used_bytes > 0
+
+
 def test_a_store_that_outgrows_its_limit_is_cleaned_to_nine_tenths(tmp_path: Path) -> None:
     store = ResultStore(tmp_path, CompileConfig(store_bytes=200_000))
     for number in range(5):

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from corral.compile.remote.compiler import FleetCompiler
 
 _TICK_S: Final = 1.0
+_CLEAN_EVERY_S: Final = 3600.0
 _TURN_S: Final = 0.02
 _LOG_BYTES_MAX: Final = 4 * 1024**2
 _RELOAD_NEEDS_RESTART: Final = ("store", "jobs", "shared", "remote")
@@ -121,8 +122,11 @@ class Daemon:
     async def _upkeep(self, private: int) -> None:
         ours = os.stat(SOCKET, dir_fd=private).st_ino
         await asyncio.to_thread(self._store.sweep)
-        await asyncio.to_thread(self._store.scan)
+        cleaned_s = -_CLEAN_EVERY_S
         while True:
+            if self._clock.monotonic_s() >= cleaned_s + _CLEAN_EVERY_S:
+                cleaned_s = self._clock.monotonic_s()
+                await asyncio.to_thread(self._store.clean_old, now_s=self._clock.now_s())
             await asyncio.sleep(_TICK_S)
             self._teller.write_events()
             if self._fleet is not None:

@@ -36,7 +36,6 @@ from corral.compile.limits import CompileConfig
 from corral.compile.model import IncludeSet, OutputFile, Result
 from corral.compile.place import clone, new_file
 from corral.kernel.errors import CorralError, QuotaExceeded, StoreUnavailable
-from corral.kernel.units import format_size
 
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _TOUCH_EVERY_S: Final = 600.0
@@ -233,9 +232,9 @@ class ResultStore:
         low = int(self._config.store_bytes * _LOW_WATER)
         return self.clean(now_s=now_s, to_bytes=low, age_s=self._config.store_age_s)
 
-    def describe(self) -> str:
-        """For people."""
-        return f"{self.directory}: {format_size(self.used_bytes)} of {format_size(self._config.store_bytes)}"
+    def clean_old(self, *, now_s: float) -> StoreReport:
+        """Remove what nobody used for too long, and count what is there."""
+        return self.clean(now_s=now_s, to_bytes=None, age_s=self._config.store_age_s)
 
     def _residents(self) -> Iterator[Resident]:
         for section in _SECTIONS:
