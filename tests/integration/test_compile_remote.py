@@ -198,6 +198,18 @@ async def test_a_hit_says_what_the_run_took_and_which_audit_row_tells_of_it(tmp_
         assert hit.execution == run.execution == fleet.workers[0].results.rows[0].task_id
 
 
+@pytest.mark.parametrize("macro", ["__DATE__", "__TIMESTAMP__", "__TIME__"])
+async def test_what_tells_the_time_is_compiled_here(macro: str, tmp_path: Path) -> None:
+    """An equal action tomorrow would be answered with the object of today."""
+    project = _project(tmp_path)
+    (project / "src" / "a.c").write_text(f"const char *t = {macro};\n")
+
+    async with _fleet(tmp_path) as fleet:
+        with pytest.raises(CannotShip):
+            await _compile(fleet, project, "gcc -c src/a.c -o out.o")
+        assert fleet.routes.asked == []
+
+
 async def test_a_clock_of_the_client_that_is_far_off_changes_nothing(tmp_path: Path) -> None:
     class Tomorrow(SystemClock):
         def now_s(self) -> float:

@@ -126,7 +126,7 @@ class Fleet:
 
     async def compile(self, request: CompileRequest, hashes: FileHashes) -> CompileAnswer:
         self.requests.append(request)
-        source = hashes.hash_of(f"{request.root}/main.c")
+        source = hashes.entry(f"{request.root}/main.c")
         assert source is not None
         self.asked.set()
         await self.open.wait()
@@ -138,7 +138,7 @@ class Fleet:
             stdout=b"",
             stderr=b"said the worker\n",
             files={} if self.exit_code else {"object": b"an object", "dependencies": b"main.o: main.c\n"},
-            include_set=IncludeSet(files=(("main.c", source[0]),)),
+            include_set=IncludeSet(files=(("main.c", source.hash),)),
             worker="wrk_1",
             duration_s=1.5,
         )

@@ -147,6 +147,22 @@ def test_a_time_stamp_in_the_future_costs_speed_and_nothing_else(own: Compiles, 
     assert [event.why for event in own.events()] == ["not-stored", "not-stored"]
 
 
+def test_a_header_that_appears_beside_the_source_is_noticed_without_a_mark_on_the_project_too(
+    own: Compiles, project: Path
+) -> None:
+    (project / ".corral").unlink()
+    own.run("gcc", *COMPILE, cwd=project)
+    own.events()
+
+    change(project / "config.h", "#define ANSWER 7\n")
+    own.run("gcc", *COMPILE, cwd=project)
+    made = (project / "main.o").read_bytes()
+    plain("gcc", *COMPILE, cwd=project)
+
+    assert own.outcomes() == ["local-run", "local-run"]
+    assert made == (project / "main.o").read_bytes()
+
+
 def test_another_assembler_that_the_driver_would_run_is_another_compiler(own: Compiles, project: Path) -> None:
     tools = project / "tools"
     tools.mkdir()

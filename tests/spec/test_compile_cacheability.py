@@ -20,6 +20,7 @@ def _judged(line: str, environment: dict[str, str] | None = None) -> Cacheable |
         "gcc -Wp,-MMD,a.d -Wp,-D_FORTIFY_SOURCE=2 -c a.c -o a.o",
         "gcc -c a.S -o a.o -Wa,--noexecstack",
         "gcc -c a.s",
+        "gcc -c /dev/shm/project/a.c -o /dev/shm/project/a.o",
         "gcc -c a.i",
         "clang -flto -c a.c",
         "gcc -flto -frandom-seed=1 -c a.c",

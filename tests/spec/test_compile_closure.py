@@ -1,10 +1,18 @@
 """What a compile read, as compilers tell it, and what of it forbids to keep the result."""
 
+from typing import Any
+
 from corral.compile import closure, grammars
 from corral.compile.model import Bypass, BypassReason, Cacheable, FileTraits, Invocation, Language
 from corral.compile.paths import find_root, relative
 
 _CACHEABLE = Cacheable(source="a.c", language=Language.C, output="a.o")
+
+
+def _absent(invocation: Invocation, **given: Any) -> tuple[str, ...]:
+    found = closure.absent(invocation, **given)
+    assert found is not None
+    return found
 
 
 def _parsed(line: str) -> Invocation:
@@ -57,12 +65,13 @@ def test_the_notes_of_cl_are_taken_out_unless_the_user_asked() -> None:
 def test_time_macros_are_found_and_bind_the_result_to_their_moment() -> None:
     date, time, stamp = (closure.traits(b"x __%b__;" % name) for name in (b"DATE", b"TIME", b"TIMESTAMP"))
 
-    def moment(traits: FileTraits, *, epoch: bool = False) -> str | None:
+    def moment(traits: FileTraits, *, epoch: bool = False, today: str = "2030-01-02") -> str | None:
         found = [("a.c", traits), ("/usr/include/x.h", FileTraits())]
-        return closure.moment(found, today="2030-01-02", epoch_set=epoch, mtime_ns=lambda path: 77)
+        return closure.moment(found, today=today, epoch_set=epoch, mtime_ns=lambda path: 77)
 
     assert [moment(each) for each in (date, time, stamp)] == ["date=2030-01-02", None, "touched=a.c@77"]
     assert [moment(each, epoch=True) for each in (date, time, stamp)] == ["", "", "touched=a.c@77"]
+    assert moment(date, today="") is None  # the compiler runs in another time zone than we
     assert moment(closure.traits(b"int __COUNTER__x = __COUNTER__;")) == ""  # the same source counts the same
 
 
@@ -79,16 +88,16 @@ def test_a_precompiled_header_beside_a_header_forbids_to_keep_the_result() -> No
     assert refused == Bypass(BypassReason.PRECOMPILED_HEADER, "p.h")
 
 
-def test_a_file_written_while_the_compiler_ran_is_noticed_also_by_its_ctime() -> None:
-    assert closure.written_since(10**9, 10**9, 2 * 10**9) is False
-    assert closure.written_since(2 * 10**9, 10**9, 2 * 10**9) is True
-    assert closure.written_since(10**9, 3 * 10**9, 2 * 10**9) is True
+def test_a_file_written_while_the_compiler_ran_is_noticed() -> None:
+    assert closure.written_since(10**9, 2 * 10**9) is False
+    assert closure.written_since(2 * 10**9 - 1, 2 * 10**9) is True
+    assert closure.written_since(3 * 10**9, 2 * 10**9) is True
 
 
 def test_a_header_that_would_come_first_is_watched_for() -> None:
     there = {"/p/inc/sys", "/p/inc/sys/.", "/p/x.h"}
 
-    names = closure.absent(
+    names = _absent(
         _parsed("gcc -Iinc -c src/a.c"),
         files=("src/a.c", "lib/x.h", "/usr/include/sys/types.h", "/usr/include/c++/12/vector"),
         cwd="/p",
@@ -101,6 +110,33 @@ def test_a_header_that_would_come_first_is_watched_for() -> None:
     assert "inc/types.h" not in names
 
 
+def test_without_a_project_the_directory_of_the_source_is_watched_all_the_same() -> None:
+    names = _absent(
+        _parsed("gcc -I/p/inc -c a.c"),
+        files=("/p/src/a.c", "/p/inc/x.h", "/usr/include/stdio.h"),
+        cwd="/p/src",
+        root="",
+        exists={"/p/inc/x.h"}.__contains__,
+    )
+
+    assert {"/p/src/x.h", "/p/src/stdio.h", "/p/inc/x.h.gch"} <= set(names)
+
+
+def test_more_places_than_can_be_watched_are_told_and_not_left_out() -> None:
+    directories = [f"-Id{number}" for number in range(400)]
+    files = ("a.c", *(f"d0/h{number}.h" for number in range(400)))
+
+    found = closure.absent(
+        _parsed(" ".join(("gcc", *directories, "-c", "a.c"))),
+        files=files,
+        cwd="/p",
+        root="/p",
+        exists=lambda path: False,
+    )
+
+    assert found is None
+
+
 def test_a_file_that_was_asked_for_counts_when_it_is_there_and_when_it_is_not() -> None:
     asks = [closure.traits(b'#if __has_include("opt/late.h") || __has_include(<there.h>)')]
     invocation = _parsed("gcc -Iinc -c a.c")
@@ -108,7 +144,7 @@ def test_a_file_that_was_asked_for_counts_when_it_is_there_and_when_it_is_not() 
     here = closure.present(
         invocation, files=("a.c",), cwd="/p", root="/p", exists={"/p/inc/there.h"}.__contains__, found=asks
     )
-    missing = closure.absent(invocation, files=("a.c",), cwd="/p", root="/p", exists=lambda path: False, found=asks)
+    missing = _absent(invocation, files=("a.c",), cwd="/p", root="/p", exists=lambda path: False, found=asks)
 
     assert here == ("inc/there.h",)
     assert {"inc/opt", "opt"} <= set(missing)
@@ -171,9 +207,7 @@ def test_what_the_assembler_embeds_belongs_to_the_closure_of_a_source_in_assembl
     found = closure.present(
         invocation, files=("sub/a.s",), cwd="/p", root="/p", exists=there.__contains__, found=[source]
     )
-    missing = closure.absent(
-        invocation, files=("sub/a.s",), cwd="/p", root="/p", exists=there.__contains__, found=[source]
-    )
+    missing = _absent(invocation, files=("sub/a.s",), cwd="/p", root="/p", exists=there.__contains__, found=[source])
 
     assert set(found) == {"inc/i.inc", "b.bin"}
     assert "i.inc" in missing

@@ -64,7 +64,9 @@ def test_what_cannot_change_the_bytes_does_not_change_the_key(one: str, other: s
     assert _key(one) == _key(other)
 
 
-@pytest.mark.parametrize("name", ["CPATH", "C_INCLUDE_PATH", "SOURCE_DATE_EPOCH", "LANG", "LC_ALL", "GCC_EXEC_PREFIX"])
+@pytest.mark.parametrize(
+    "name", ["CPATH", "C_INCLUDE_PATH", "SOURCE_DATE_EPOCH", "LANG", "LC_ALL", "GCC_EXEC_PREFIX", "TZ"]
+)
 def test_a_variable_that_matters_changes_the_key(name: str) -> None:
     assert _key("gcc -c a.c", environment={name: "x"}) != _key("gcc -c a.c", environment={name: "y"})
     assert _key("gcc -c a.c", environment={name: "x"}) != _key("gcc -c a.c")

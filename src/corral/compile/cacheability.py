@@ -128,7 +128,7 @@ def _judge_files(invocation: Invocation) -> Cacheability:
     if output == "-" or (rules is not None and rules.path == "-"):
         return Bypass(BypassReason.OUTPUT_TO_STDOUT)
     for path in (source, output or "", "" if rules is None else rules.path):
-        if path.startswith("/dev/"):
+        if path.startswith("/dev/") and not path.startswith("/dev/shm/"):
             return Bypass(BypassReason.DEVICE, path)
     if language in _HEADERS:
         return Bypass(BypassReason.PRECOMPILED_HEADER, source)

@@ -86,11 +86,12 @@ def moment(
 ) -> str | None:
     """When the result holds, because of time macros: "" always, None never, else a text that must be the same again.
 
-    ``__TIME__`` never holds, ``__DATE__`` for the day ``today`` (local, ISO), ``__TIMESTAMP__`` while no file is
-    touched. SOURCE_DATE_EPOCH (``epoch_set``) fixes the first two, and stands in the key.
+    ``__TIME__`` never holds, ``__DATE__`` for the day ``today`` (ISO; "" when nobody can tell: then never),
+    ``__TIMESTAMP__`` while no file is touched. SOURCE_DATE_EPOCH (``epoch_set``) fixes the first two, and stands in
+    the key.
     """
     conditions: list[str] = []
-    if not epoch_set and any(each.time for _, each in found):
+    if not epoch_set and any(each.time or (each.date and not today) for _, each in found):
         return None
     if not epoch_set and any(each.date for _, each in found):
         conditions.append(f"date={today}")
@@ -99,12 +100,12 @@ def moment(
     return ";".join(conditions)
 
 
-def written_since(modified_ns: int, changed_ns: int, started_ns: int) -> bool:
+def written_since(changed_ns: int, started_ns: int) -> bool:
     """True when a file may have been written while the compile read it; such a result is not kept.
 
     Instants are of the wall clock; file systems take theirs from a clock that ticks every few milliseconds.
     """
-    return max(modified_ns, changed_ns) >= started_ns - _TICK_NS
+    return changed_ns >= started_ns - _TICK_NS
 
 
 _TICK_NS: Final = 10_000_000

@@ -26,16 +26,24 @@ Signature: TypeAlias = tuple[int, int, int, int, int]
 
 
 class FileEntry:
-    """What is known of one file. ``signature`` None: the hash must not be trusted next time."""
+    """What is known of one file.
 
-    __slots__ = ("changed_ns", "hash", "path", "signature", "traits")
+    Attributes:
+        signature: None when the hash must not be trusted next time.
+        modified_ns: of its content, wall nanoseconds.
+        changed_ns: of anything about it, whatever came last.
+    """
+
+    __slots__ = ("changed_ns", "hash", "modified_ns", "path", "signature", "size_bytes", "traits")
 
     def __init__(
-        self, path: str, signature: Signature | None, changed_ns: int, content_hash: str, traits: FileTraits
+        self, path: str, found: os.stat_result, content_hash: str, traits: FileTraits, *, trusted: bool
     ) -> None:
         self.path = path
-        self.signature = signature
-        self.changed_ns = changed_ns
+        self.signature = signature_of(found) if trusted else None
+        self.modified_ns = found.st_mtime_ns
+        self.changed_ns = max(found.st_mtime_ns, found.st_ctime_ns)
+        self.size_bytes = found.st_size
         self.hash = content_hash
         self.traits = traits
 
@@ -59,13 +67,10 @@ def read_entry(path: str, traits_of: Callable[[bytes], FileTraits], *, now_s: fl
             os.close(descriptor)
     except OSError:
         return None
-    signature = signature_of(before)
-    if signature_of(after) != signature or len(content) != before.st_size:
+    if signature_of(after) != signature_of(before) or len(content) != before.st_size:
         return None
-    changed_ns = max(before.st_mtime_ns, before.st_ctime_ns)
-    trusted = changed_ns / 1e9 < now_s - TICK_S
-    digest = blake3.blake3(content).hexdigest()
-    return FileEntry(path, signature if trusted else None, changed_ns, digest, traits_of(content))
+    trusted = max(before.st_mtime_ns, before.st_ctime_ns) / 1e9 < now_s - TICK_S
+    return FileEntry(path, before, blake3.blake3(content).hexdigest(), traits_of(content), trusted=trusted)
 
 
 def open_unblocked(path: str) -> int:
@@ -127,13 +132,8 @@ class FileTable:
             return False
         return True
 
-    def hash_of(self, path: str) -> tuple[str, FileTraits] | None:
-        """See ``ports.FileHashes``."""
-        entry = self.entry(path)
-        return None if entry is None else (entry.hash, entry.traits)
-
     def entry(self, path: str) -> FileEntry | None:
-        """What the file is now; None when it cannot be read."""
+        """See ``ports.FileHashes``."""
         known = self._entries.get(path)
         if known is not None and known.signature is not None:
             try:
@@ -147,7 +147,7 @@ class FileTable:
         return fresh
 
     def known(self, path: str) -> FileEntry | None:
-        """What was seen last, without a look at the file."""
+        """See ``ports.FileHashes``."""
         return self._entries.get(path)
 
     def add(self, entry: FileEntry) -> None:

@@ -1,5 +1,7 @@
-"""The processor of this machine, for flags such as ``-march=native`` that mean another thing on every machine."""
+"""What of this machine gets into objects: its processor, for flags such as ``-march=native``, and its date."""
 
+import os
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Final
@@ -17,3 +19,10 @@ def processor() -> str:
     first = text.split("\n\n", 1)[0]
     lines = (line.partition(":") for line in first.splitlines())
     return "|".join(f"{name.strip()}={value.strip()}" for name, _, value in lines if name.strip() in _TELLING)
+
+
+def local_date(now_s: float, zone: str) -> str:
+    """Today as ``__DATE__`` has it, ISO 8601, for a compiler with ``TZ=zone``; "" in another zone than our own."""
+    if zone != os.environ.get("TZ", ""):
+        return ""
+    return datetime.fromtimestamp(now_s, tz=UTC).astimezone().date().isoformat()

@@ -35,7 +35,7 @@ RELEVANT: Final = frozenset(
         # which programs the driver runs
         *("GCC_EXEC_PREFIX", "COMPILER_PATH", "GCC_ROOT", "CCC_OVERRIDE_OPTIONS"),
         # the time that the compiler takes for now
-        *("SOURCE_DATE_EPOCH", "ZERO_AR_DATE"),
+        *("SOURCE_DATE_EPOCH", "ZERO_AR_DATE", "TZ"),
         # the language and the looks of messages, the meaning of bytes in sources
         *("LANG", "LANGUAGE", "LC_ALL", "LC_CTYPE", "LC_MESSAGES", "GCC_COLORS", "GCC_URLS", "TERM_URLS", "VSLANG"),
         *("MACOSX_DEPLOYMENT_TARGET", "IPHONEOS_DEPLOYMENT_TARGET", "TVOS_DEPLOYMENT_TARGET"),

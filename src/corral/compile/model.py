@@ -161,6 +161,7 @@ class BypassReason(StrEnum):
     RESPONSE_FILE = "response-file"  # unreadable, or nested too deep
     TIME_MACRO = "time-macro"  # __DATE__, __TIME__, __TIMESTAMP__ in what was read
     CHANGED = "changed"  # a file that was read is gone, or was written while the compiler ran
+    PLACES = "places"  # headers may come from more places than can be watched
     EMBEDDED_FILE = "embedded-file"  # .incbin and the like, which the compiler does not report
     UNKNOWN_COMPILER = "unknown-compiler"
     ENVIRONMENT = "environment"  # a variable such as DEPENDENCIES_OUTPUT changes what is written
@@ -304,8 +305,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         coloured: True when it printed for a terminal.
         duration_s: what running the compiler took; what a hit saves.
         origin: ``local``, or the id of the worker that ran it.
-    """
         execution: names the audit row of a worker's run, "" for one here.
+    """
 
     files: tuple[OutputFile, ...]
     stdout: bytes = b""
@@ -313,8 +314,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     coloured: bool = False
     duration_s: float = 0.0
     origin: str = "local"
-
     execution: str = ""
+
 
 class Outcome(StrEnum):
     """How one request ended, for statistics and explain."""

@@ -12,6 +12,7 @@ from typing import Final
 from corral.compile import cacheability, closure, grammars, key
 from corral.compile.files import FileTable, Signature, open_unblocked, read_whole, signature_of
 from corral.compile.frames import Ask, words
+from corral.compile.host import local_date
 from corral.compile.identity import Question, question
 from corral.compile.model import (
     Bypass,
@@ -164,9 +165,9 @@ class Plan:
         self.sets: list[LiveSet] | None = None
         self.identity = _NOT_ASKED
         self.bypass = self._read()
-
         prefixes = () if self.bypass is not None else self.invocation.flags("-B")
         self.question: Question = question(self.argv[0], variables, [self.here(each.value or "") for each in prefixes])
+
     def _read(self) -> Bypass | None:
         parsed = grammars.parse(self.argv, read_file=self._response)
         if isinstance(parsed, Bypass):
@@ -244,11 +245,19 @@ class Plan:
         return content if content is not None and len(content) <= RESPONSE_BYTES_MAX else None
 
 
-def moment_of(plan: Plan, found: list[tuple[str, FileTraits]], *, today: str) -> str | None:
-    """``closure.moment`` for files with absolute names."""
+def moment_now(plan: Plan, table: FileTable, live: LiveSet, *, now_s: float) -> str | None:
+    """What time macros say now of the files of a set."""
+    found: list[tuple[str, FileTraits]] = []
+    modified: dict[str, int] = {}
+    for path, _ in live.include_set.files:
+        entry = table.entry(absolute(path, root=plan.root))
+        if entry is None:
+            return None
+        found.append((path, entry.traits))
+        modified[path] = entry.modified_ns
     return closure.moment(
         found,
-        today=today,
-        epoch_set="SOURCE_DATE_EPOCH" in plan.environment,
-        mtime_ns=lambda path: os.stat(absolute(path, root=plan.root)).st_mtime_ns,
+        today=local_date(now_s, plan.environment.get("TZ", "")),
+        epoch_set=bool(plan.environment.get("SOURCE_DATE_EPOCH")),
+        mtime_ns=modified.__getitem__,
     )

@@ -7,10 +7,10 @@ from typing import Protocol
 
 import msgspec
 
+from corral.compile.files import FileEntry
 from corral.compile.model import (
     Cacheable,
     CompilerIdentity,
-    FileTraits,
     IncludeSet,
     Invocation,
     KeyInputs,
@@ -71,10 +71,14 @@ class CompileAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FileHashes(Protocol):
-    """Hashes of files, remembered while the files stay untouched."""
+    """Hashes of files, remembered while the files stay untouched. Paths are absolute."""
 
-    def hash_of(self, path: str) -> tuple[str, FileTraits] | None:
-        """Hex BLAKE3 and traits of the file at the absolute ``path``; None when it cannot be read."""
+    def entry(self, path: str) -> FileEntry | None:
+        """What the file is now; None when it cannot be read."""
+        ...
+
+    def known(self, path: str) -> FileEntry | None:
+        """What was seen last, without a look at the file; None when it never was."""
         ...
 
 

@@ -25,7 +25,8 @@ _SEARCHED_BY_NAME: Final = (
     "OBJC_INCLUDE_PATH",
     "OBJCPLUS_INCLUDE_PATH",
 )
-_ABSENT_MAX: Final = 4096
+_PLACES_MAX: Final = 65_536
+"""Names that are watched for one compile; there are projects with a hundred directories and as many first words."""
 
 
 def absent(
@@ -37,8 +38,8 @@ def absent(
     exists: Callable[[str], bool],
     found: Iterable[FileTraits] = (),
     environment: Mapping[str, str] = NO_VARIABLES,
-) -> tuple[str, ...]:
-    """Paths where a file, had it been there, could have been read instead of one of ``files``.
+) -> tuple[str, ...] | None:
+    """Paths where a file, had it been there, could have been read instead of one of ``files``; None for too many.
 
     A header is looked for under a name such as ``sys/types.h`` in one directory after the other, and the name begins
     with some part of the path where it was found. So nothing can come in between unless one of these parts appears
@@ -54,7 +55,7 @@ def absent(
         directories[relative(".", cwd=cwd, root=root)] = None
     names: dict[str, None] = {}
     for path in files[1:]:
-        if not path.startswith("/"):
+        if not path.startswith(_OF_THE_SYSTEM):
             names[f"{path}.gch"] = None  # a precompiled one would be taken instead
             names[f"{path}.pch"] = None
     at = 0
@@ -67,11 +68,11 @@ def absent(
             place = name if name.startswith("/") else f"{root}/{name}"
             if not exists(place):
                 names[name] = None
-            elif name not in directories and exists(place + "/.") and len(queue) < _ABSENT_MAX:
+            elif name not in directories and exists(place + "/."):
                 directories[name] = None
                 queue.append(name)
-        if len(names) > _ABSENT_MAX:
-            break
+        if len(names) + len(queue) > _PLACES_MAX:
+            return None
     return tuple(names)
 
 
@@ -141,6 +142,10 @@ _SYSTEM: Final = re.compile(
 """Where the compilers of a Linux system look by themselves; elsewhere any part of a path could begin the name."""
 
 
+_OF_THE_SYSTEM: Final = ("/usr/", "/lib/", "/opt/")
+"""Where nobody puts a header during a build."""
+
+
 def _home(path: str) -> str:
     return path.rpartition("/")[0] or "."
 
@@ -150,7 +155,7 @@ def _directories(
 ) -> Iterable[str]:
     """Where the project's own headers may come from; those of the system itself are not looked at."""
     yield from _searched(invocation, cwd, root, environment)
-    yield from (_home(path) for path in files if not path.startswith("/"))
+    yield from (_home(path) for path in files if not path.startswith(_OF_THE_SYSTEM))
 
 
 def _searched(invocation: Invocation, cwd: str, root: str, environment: Mapping[str, str]) -> Iterable[str]:

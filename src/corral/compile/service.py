@@ -26,9 +26,8 @@ from corral.compile.frames import Head
 from corral.compile.keeping import Keeper
 from corral.compile.limits import CompileConfig
 from corral.compile.model import Outcome
-from corral.compile.plan import LiveSet, Plan, Roots
+from corral.compile.plan import LiveSet, Plan, Roots, moment_now
 from corral.compile.store import ResultStore
-from corral.compile.storing import moment_now
 from corral.compile.telling import Teller
 from corral.compile.under_way import Run, UnderWay
 from corral.kernel.clock import Clock

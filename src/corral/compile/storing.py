@@ -7,7 +7,6 @@ file that changed since the compile began makes the result worthless.
 import os
 import subprocess
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from stat import S_ISREG
 from typing import Final
 
@@ -18,9 +17,10 @@ from corral.compile import closure, key
 from corral.compile.capture import Capture, Source, again, read_graph
 from corral.compile.files import FileEntry, FileTable, open_unblocked, read_whole
 from corral.compile.frames import Report
-from corral.compile.model import FileTraits, IncludeSet, OutputFile, Result
-from corral.compile.paths import absolute
-from corral.compile.plan import LiveSet, Plan, moment_of
+from corral.compile.gathering import Compiled, gather
+from corral.compile.host import local_date
+from corral.compile.model import Bypass, IncludeSet, OutputFile, Result
+from corral.compile.plan import Plan
 from corral.compile.store import ResultStore
 from corral.kernel.errors import CorralError
 
@@ -134,69 +134,28 @@ def include_set(
     now_s: float,
 ) -> IncludeSet:
     """What was read, hashed. Adds to ``entries``. Raises NotKept."""
-    paths = closure.include_files(plan.cacheable.source, names, plan.cacheable.reads, cwd=plan.cwd, root=plan.root)
-    hashes: list[tuple[str, str]] = []
-    found: list[tuple[str, FileTraits]] = []
 
-    def look(path: str) -> None:
-        entry = table.read(absolute(path, root=plan.root))
-        if entry is None:
-            raise NotKept(f"{path} cannot be read any more")
-        entries.append(entry)
-        if closure.written_since(entry.changed_ns, entry.changed_ns, started_ns):
-            raise NotKept(f"{path} changed while it was compiled")
-        hashes.append((path, entry.hash))
-        found.append((path, entry.traits))
+    def look(path: str) -> FileEntry | None:
+        entry = table.read(path)
+        if entry is not None:
+            entries.append(entry)
+        return entry
 
-    for path in paths:
-        look(path)
-    while more := closure.present(
-        plan.invocation,
-        files=paths,
+    compiled = Compiled(
+        invocation=plan.invocation,
+        cacheable=plan.cacheable,
+        environment=plan.environment,
         cwd=plan.cwd,
         root=plan.root,
-        exists=os.path.lexists,
-        found=[each for _, each in found],
-        environment=plan.environment,
-    ):
-        for path in more:
-            look(path)
-        paths = (*paths, *more)
-    traits = [each for _, each in found]
-    refused = closure.refusal(plan.cacheable, traits, paths, exists=os.path.lexists, root=plan.root)
-    if refused is not None:
-        raise NotKept(f"{refused.reason.value}: {refused.detail}" if refused.detail else refused.reason.value)
-    moment = moment_of(plan, found, today=today(now_s))
-    if moment is None:
-        raise NotKept("time-macro: __TIME__ is another one every time")
-    missing = closure.absent(
-        plan.invocation,
-        files=paths,
-        cwd=plan.cwd,
-        root=plan.root,
-        exists=os.path.lexists,
-        found=traits,
-        environment=plan.environment,
+        listed=names,
+        objects=[data for role, data in files.items() if role != "dependencies"],
+        started_ns=started_ns,
+        today=local_date(now_s, plan.environment.get("TZ", "")),
     )
-    contents = [data for role, data in files.items() if role != "dependencies"]
-    bound_to = closure.bound_to(plan.root, contents=contents, found=found, invocation=plan.invocation)
-    return IncludeSet(files=tuple(hashes), absent=missing, bound_to=bound_to, moment=moment)
-
-
-def moment_now(plan: Plan, table: FileTable, live: LiveSet, *, now_s: float) -> str | None:
-    """What time macros say now of the files of a set."""
-    found = []
-    for path, _ in live.include_set.files:
-        entry = table.entry(absolute(path, root=plan.root))
-        if entry is None:
-            return None
-        found.append((path, entry.traits))
-    return moment_of(plan, found, today=today(now_s))
-
-
-def today(now_s: float) -> str:
-    """The local date, as ``__DATE__`` would have it."""
-    return datetime.fromtimestamp(now_s, tz=UTC).astimezone().date().isoformat()
+    found = gather(compiled, look=look, exists=os.path.lexists)
+    if isinstance(found, Bypass):
+        raise NotKept(f"{found.reason.value}: {found.detail}")
+    return found
 
 
 def _check_clock(report: Report) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import os
 import subprocess
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
@@ -14,6 +13,7 @@ from typing import Final
 from corral.compile import closure
 from corral.compile.capture import again
 from corral.compile.gathering import Compiled, gather
+from corral.compile.host import local_date
 from corral.compile.model import Bypass, IncludeSet
 from corral.compile.ports import CompileRequest, FileHashes
 from corral.compile.remote.layout import CannotShip
@@ -90,14 +90,9 @@ def _gathered(request: CompileRequest, names: Sequence[str], hashes: FileHashes,
         listed=names,
         objects=(),
         started_ns=0,
-        today=datetime.fromtimestamp(now_s, tz=UTC).astimezone().date().isoformat(),
+        today=local_date(now_s, request.environment.get("TZ", "")),
     )
-    found = gather(compiled, hashes=hashes, exists=os.path.lexists, touched_ns=_touched_ns)
+    found = gather(compiled, look=hashes.entry, exists=os.path.lexists)
     if isinstance(found, Bypass):
         raise CannotShip(f"{found.reason.value}: {found.detail}")
     return found
-
-
-def _touched_ns(path: str) -> tuple[int, int]:
-    found = os.stat(path)
-    return found.st_mtime_ns, found.st_ctime_ns

@@ -17,7 +17,7 @@ from corral.compile.ports import CompileAnswer, CompileRequest, FileHashes
 from corral.compile.remote.asking import ask_closure, preprocess
 from corral.compile.remote.door import Door, Doors
 from corral.compile.remote.foresight import Foresight
-from corral.compile.remote.layout import lay_out, lay_out_preprocessed, move_back, outputs_by_role
+from corral.compile.remote.layout import CannotShip, lay_out, lay_out_preprocessed, move_back, outputs_by_role
 from corral.compile.remote.model import RemoteConfig, Routes, Shipment, SourceMode, WorkerRoute
 from corral.compile.remote.slots import Slots
 from corral.fleet.tokens import is_signed
@@ -64,9 +64,9 @@ class FleetCompiler:
         """See ``ports.RemoteCompiler``."""
         shipment, include_set, rules = await self._prepare(request, hashes)
         found = [
-            (path, known[1])
+            (path, entry.traits)
             for path, _ in include_set.files
-            if not path.startswith("/") and (known := hashes.hash_of(absolute(path, root=request.root))) is not None
+            if not path.startswith("/") and (entry := hashes.known(absolute(path, root=request.root))) is not None
         ]
         attempt = 1
         while True:
@@ -96,12 +96,12 @@ class FleetCompiler:
         if self._config.source_mode is SourceMode.PREPROCESSED:
             text, rules, include_set = await preprocess(request, hashes, now_s=now_s)
             return lay_out_preprocessed(request, text, image=image), include_set, rules
-        known = request.include_set
-        if known is not None and not known.moment:
-            include_set = msgspec.structs.replace(known, bound_to="")
-        else:
-            include_set = await ask_closure(request, hashes, now_s=now_s)
-        shipment = lay_out(request, include_set, image=image, size_of=_size_of, same_file=_same_file)
+        include_set = request.include_set or await ask_closure(request, hashes, now_s=now_s)
+        if include_set.moment:
+            # An action that is equal tomorrow would be answered with the object of today.
+            raise CannotShip("__DATE__ and __TIMESTAMP__ are another one on a worker")
+        include_set = msgspec.structs.replace(include_set, bound_to="")
+        shipment = lay_out(request, include_set, image=image, seen=hashes.known, same_file=_same_file)
         return shipment, include_set, b""
 
     async def _attempt(
@@ -180,10 +180,6 @@ def _told(error: CorralError, route: WorkerRoute) -> CorralError:
     if isinstance(error, Unauthenticated):
         return InvalidSpec(f"worker {route.worker_id} does not accept the scheduler's token")
     return error
-
-
-def _size_of(path: str) -> int:
-    return os.stat(path).st_size
 
 
 def _same_file(one: str, other: str) -> bool:

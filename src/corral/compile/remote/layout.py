@@ -13,7 +13,9 @@ import blake3
 
 from corral.actions.adapters.messages import write_action, write_command, write_directory
 from corral.actions.model import Action, ActionDirectory, ActionFile, ActionSubdirectory, Command
+from corral.compile.files import FileEntry
 from corral.compile.model import Argument, Category, Family, IncludeSet, Invocation
+from corral.compile.paths import absolute
 from corral.compile.ports import CompileRequest
 from corral.compile.remote.model import OBJECT, RULES, SOURCE, Shipment
 from corral.kernel.digest import Digest, HashFunction
@@ -40,10 +42,10 @@ def lay_out(
     include_set: IncludeSet,
     *,
     image: str,
-    size_of: Callable[[str], int],
+    seen: Callable[[str], FileEntry | None],
     same_file: Callable[[str, str], bool],
 ) -> Shipment:
-    """The action for a compile from its files. Raises CannotShip."""
+    """The action for a compile from its files, as they were ``seen`` last. Raises CannotShip."""
     root = _checked_root(request)
     tree = _Tree()
     files: dict[Digest, str] = {}
@@ -57,7 +59,10 @@ def lay_out(
             raise CannotShip(f"{path} lies outside of the project")
         if ".." in path and not same_file(f"{root}/{path}", f"{root}/{place}"):
             raise CannotShip(f"{path} leads through a symbolic link")
-        digest = Digest(HashFunction.BLAKE3, content_hash, size_of(f"{root}/{place}"))
+        entry = seen(absolute(path, root=root))
+        if entry is None or entry.hash != content_hash:
+            raise CannotShip(f"{path} changes meanwhile")
+        digest = Digest(HashFunction.BLAKE3, content_hash, entry.size_bytes)
         tree.add(place, digest)
         files[digest] = f"{root}/{place}"
         for parent in _walked(path):
