@@ -294,6 +294,13 @@ def test_blobs_of_another_tenant_are_not_there(url: str, blue: httpx.Client) -> 
         problem_of(red.get(f"/blobs/{digest}"), 404, "not-found")
 
 
+def test_the_schema_of_payloads_names_every_key_and_refuses_others(blue: httpx.Client) -> None:
+    schema = blue.get("/payload-schema").json()
+
+    assert {"command", "inputs", "env", "artifacts", "caches", "max_run_time"} <= set(schema["properties"])
+    assert (schema["required"], schema["additionalProperties"]) == (["command"], False)
+
+
 def test_the_schema_describes_every_path(url: str) -> None:
     schema = httpx.get(f"{url}/schema", trust_env=False).json()
 

@@ -56,6 +56,10 @@ class Tasks:
         )
         return answer.tasks
 
+    async def payload_schema(self) -> dict[str, Any]:
+        """JSON Schema of a task's payload, as the scheduler checks it."""
+        return await self._connection.call("GET", "/payload-schema", dict[str, Any])
+
     async def get(self, task_id: str) -> TaskView:
         """One task. Raises NotFound."""
         return await self._connection.call("GET", f"/tasks/{segment(task_id)}", TaskView)

@@ -5,6 +5,7 @@ from corral.cli.lazy import Verb, lazy_app
 app = lazy_app(
     {
         "submit": Verb("corral.cli.task.submit", "Queue tasks from a file or stdin."),
+        "schema": Verb("corral.cli.task.schema", "Print the JSON Schema of a task's payload."),
         "list": Verb("corral.cli.task.list", "List tasks, newest first."),
         "show": Verb("corral.cli.task.show", "Show one task with its runs."),
         "log": Verb("corral.cli.task.log", "Print a run's log; -f follows it."),

@@ -32,7 +32,7 @@ from corral.doors.rest.logs import LogDoor
 from corral.doors.rest.problems import on_bug, on_corral_error, on_http_exception
 from corral.doors.rest.routes import RouteDoor
 from corral.doors.rest.services import Services
-from corral.doors.rest.tasks import GroupDoor, TaskDoor
+from corral.doors.rest.tasks import GroupDoor, TaskDoor, payload_schema
 from corral.kernel.errors import CorralError
 
 _DESCRIPTION = """\
@@ -54,6 +54,7 @@ def build_rest(services: Services, *, beside: Sequence[ControllerRouterHandler] 
         route_handlers=[
             TaskDoor,
             GroupDoor,
+            payload_schema,
             LogDoor,
             ArtifactDoor,
             BlobDoor,

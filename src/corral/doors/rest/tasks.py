@@ -15,6 +15,7 @@ from corral.doors.rest.given import GivenCaller, GivenServices
 from corral.doors.rest.services import Services
 from corral.kernel.errors import InvalidSpec
 from corral.tasks.model import Phase
+from corral.tasks.payload import SCHEMA
 
 _KEY_CHARACTERS: Final = 200
 
@@ -171,6 +172,12 @@ class GroupDoor(Controller):
     async def cancel(self, services: GivenServices, caller: GivenCaller, group: FromPath[str]) -> TaskBatch:
         """The tasks that were canceled."""
         return TaskBatch(tasks=tuple(await services.tasks.cancel_group(caller, group)))
+
+
+@get("/payload-schema", tags=["tasks"], opt={"area": "tasks"}, summary="What the payload of a task may hold")
+async def payload_schema() -> dict[str, Any]:
+    """JSON Schema (2020-12), the union of what this version's plugins take."""
+    return SCHEMA.json_schema()
 
 
 def page_rows(services: Services, limit: int) -> int:
