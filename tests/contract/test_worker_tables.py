@@ -11,9 +11,10 @@ from corral.database.engine import Database
 from corral.fleet.adapters.memory import MemoryWorkerTable
 from corral.fleet.adapters.sql import SqlWorkerTable
 from corral.fleet.machine import WorkerLife
+from corral.fleet.members import Attendance
 from corral.fleet.model import Capacity, FleetConfig, Registration, RunRef, WorkerPhase, WorkerState
 from corral.fleet.ports import QueueHooks, WorkerRow, WorkerTable
-from corral.fleet.service import Attendance, Fleet
+from corral.fleet.service import Fleet
 from corral.kernel.clock import SystemClock
 from corral.kernel.concurrency import Signal
 from corral.kernel.errors import Conflict, NotFound, Unauthenticated
@@ -220,6 +221,35 @@ async def test_a_worker_whose_home_is_gone_is_evicted_by_another_scheduler(table
         await until(lambda: second.lost == ["wrk_a"], "the end of its leases")
 
         assert second.phase() is WorkerPhase.EVICTED
+
+
+class Slow(MemoryWorkerTable):
+    """Takes a while to write an eviction, and counts what was read after one."""
+
+    read_since = -1
+
+    async def load(self) -> Sequence[WorkerRow]:
+        self.read_since += self.read_since >= 0
+        return await super().load()
+
+    async def save(self, rows: Sequence[WorkerRow]) -> None:
+        evicted = any(row.life.phase is WorkerPhase.EVICTED for row in rows)
+        if evicted:
+            await asyncio.sleep(4 * QUICK.desired_poll_s)
+        await super().save(rows)
+        if evicted:
+            self.read_since = 0
+
+
+async def test_what_is_read_while_an_eviction_is_written_does_not_undo_it() -> None:
+    table = Slow()
+    async with House(table, "sch_2").open() as second:
+        async with House(table, "sch_1").open() as first, beating(first, await first.welcome()):
+            await until(lambda: second.phase() is WorkerPhase.READY, "news of the worker")
+
+        await until(lambda: table.read_since >= 2, "a look at the table after the eviction")
+
+        assert (second.phase(), second.lost) == (WorkerPhase.EVICTED, ["wrk_a"])
 
 
 async def test_a_worker_that_moves_to_another_scheduler_keeps_its_leases(table: WorkerTable) -> None:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from corral.fleet.machine import Candidate, place
+from corral.fleet.members import Worker
 from corral.fleet.model import Capacity, Registration, RunRef, WorkerPhase, WorkerState
 from corral.fleet.routes import Router
-from corral.fleet.service import Worker
 from corral.fleet.tokens import TTL_S, Expected, RouteClaims, SigningKey, TokenRefused, is_signed, key_of, verify
 from corral.kernel.errors import InvalidSpec, NoFeasibleWorker
 

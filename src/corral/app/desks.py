@@ -18,7 +18,8 @@ from corral.client.model import (
     WorkerView,
 )
 from corral.doors.rest.services import Caller
-from corral.fleet.service import Fleet, Worker
+from corral.fleet.members import Worker
+from corral.fleet.service import Fleet
 from corral.kernel.clock import Clock
 from corral.kernel.errors import InvalidSpec
 from corral.kernel.ids import is_id

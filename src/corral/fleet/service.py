@@ -10,18 +10,19 @@ evicted by whoever notices.
 """
 
 import asyncio
-import hashlib
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Final
 
 import structlog
 
 from corral.fleet import machine
 from corral.fleet.machine import Effect, Event, ExpireLeases, PushDesired, RecordWorkerEvent, WorkerLife
+from corral.fleet.members import Attendance, Member, Worker
 from corral.fleet.model import DesiredState, FleetConfig, Registration, WorkerPhase, WorkerState
 from corral.fleet.ports import OnRefusal, QueueHooks, VerifyWorkerToken, WorkerRow, WorkerTable
+from corral.fleet.sessions import Session, Sessions
 from corral.kernel.clock import Clock
 from corral.kernel.concurrency import Signal
 from corral.kernel.errors import Conflict, CorralError, InvalidSpec, NotFound, QueueFull, Unauthenticated
@@ -31,52 +32,6 @@ _WORKER_ID: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
 _RETRY_S: Final = 0.2
 _IDLE_S: Final = 3600.0
 _logger = structlog.get_logger("corral.fleet")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Worker:
-    """A worker, for people and doors. Instants are Unix seconds; ``state`` is None before its first heartbeat."""
-
-    registration: Registration
-    phase: WorkerPhase
-    drain: bool
-    registered_s: float
-    seen_s: float
-    state: WorkerState | None
-
-
-@dataclass(frozen=True, slots=True)
-class Session:
-    """A process of a worker that proved its token."""
-
-    worker_id: str
-    instance: str
-
-
-class Attendance:
-    """One connected stream of a worker. ``news`` is set when its desired state should be looked at again."""
-
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self.current = True
-        self.news = asyncio.Event()
-
-
-@dataclass(slots=True)
-class _Member:
-    registration: Registration
-    life: WorkerLife
-    registered_s: float
-    seen_s: float
-    here: bool = False
-    state: WorkerState | None = None
-    attendance: Attendance | None = None
-    changed: Signal = field(default_factory=Signal)
-
-    def row(self) -> WorkerRow:
-        return WorkerRow(
-            registration=self.registration, life=self.life, registered_s=self.registered_s, seen_s=self.seen_s
-        )
 
 
 class Fleet:
@@ -102,13 +57,13 @@ class Fleet:
         self._hooks = hooks
         self._verify = verify
         self._on_refusal = on_refusal
-        self._make_token = make_token
-        self._members: dict[str, _Member] = {}
-        self._sessions: dict[bytes, Session] = {}
+        self._members: dict[str, Member] = {}
+        self._sessions = Sessions(make_token, most=2 * self.config.workers_max)
         self._unsaved: set[str] = set()
         self._forgotten: set[str] = set()
         self._expiring: set[str] = set()
         self._expire_turn = asyncio.Lock()
+        self._table_turn = asyncio.Lock()  # what is read while we write is older than what we know
         self._route_key = b""
         self._work = asyncio.Event()
 
@@ -130,18 +85,11 @@ class Fleet:
             raise InvalidSpec(f"worker_id: {worker_id[:70]!r} is not 1 to 63 of a-z, 0-9, '_', '.', '-'")
         self._verify(worker_token, actor=worker_id)
         self._check_joinable(worker_id, instance)
-        session = Session(worker_id, instance)
-        self._drop_sessions(worker_id)
-        token = self._make_token()
-        self._sessions[_key(token)] = session
-        return token
+        return self._sessions.start(worker_id, instance)
 
     def session(self, token: str) -> Session:
         """Whose session token this is. Raises Unauthenticated."""
-        session = self._sessions.get(_key(token))
-        if session is None:
-            raise Unauthenticated("the session is not known; authenticate again")
-        return session
+        return self._sessions.of(token)
 
     async def register(self, session: Session, registration: Registration) -> None:
         """Take a worker into the fleet. Another process that had the id before loses its leases first.
@@ -162,7 +110,7 @@ class Fleet:
         member = self._members.get(session.worker_id)
         if member is None:
             known = before.life if before is not None else life
-            member = self._members[session.worker_id] = _Member(registration, known, now_s, now_s)
+            member = self._members[session.worker_id] = Member(registration, known, now_s, now_s)
             if before is None:
                 self._record(RecordWorkerEvent(session.worker_id, "worker-registered", f"process {session.instance}"))
         if before is not None:
@@ -180,8 +128,7 @@ class Fleet:
     def attend(self, session: Session) -> Attendance:
         """A stream was opened; an older one of the same process ends. Raises Conflict before :meth:`register`."""
         member = self._member_of(session)
-        if member.attendance is not None:
-            _end(member.attendance)
+        member.end_attendance()
         member.attendance = Attendance(session)
         return member.attendance
 
@@ -230,19 +177,11 @@ class Fleet:
 
     def list_workers(self) -> list[Worker]:
         """All workers that are known, by id; evicted ones for ``forget_after_s``."""
-        return [self.get(worker_id) for worker_id in sorted(self._members)]
+        return [self._members[worker_id].view() for worker_id in sorted(self._members)]
 
     def get(self, worker_id: str) -> Worker:
         """One worker. Raises NotFound."""
-        member = self._member(worker_id)
-        return Worker(
-            registration=member.registration,
-            phase=member.life.phase,
-            drain=member.life.drain_asked,
-            registered_s=member.registered_s,
-            seen_s=member.seen_s,
-            state=member.state,
-        )
+        return self._member(worker_id).view()
 
     async def drain(self, worker_id: str) -> Worker:
         """Let the worker finish what runs and take nothing new; holds over its restarts. Raises NotFound."""
@@ -270,8 +209,8 @@ class Fleet:
     def dialable(self) -> list[Worker]:
         """Workers of this scheduler that may take new work and that clients may dial."""
         return [
-            self.get(worker_id)
-            for worker_id, member in self._members.items()
+            member.view()
+            for member in self._members.values()
             if member.here
             and member.registration.address
             and machine.feasible(member.life, runtimes=member.registration.runtimes, wanted="")
@@ -281,8 +220,7 @@ class Fleet:
         """Tell all workers at once whose tokens they may accept."""
         self._route_key = public
         for member in self._members.values():
-            if member.attendance is not None:
-                member.attendance.news.set()
+            member.tell()
 
     def statistics(self) -> dict[str, int]:
         """How many workers are in each phase, slots offered by and free on those that are ready."""
@@ -309,8 +247,7 @@ class Fleet:
         while True:
             if await self._hooks.aborts.wait_notified(within_s=_IDLE_S):
                 for member in self._members.values():
-                    if member.attendance is not None:
-                        member.attendance.news.set()
+                    member.tell()
 
     async def _keep_house(self) -> None:
         while True:
@@ -341,14 +278,17 @@ class Fleet:
             self._work.set()  # what was learned has instants of its own
 
     async def _look(self) -> None:
-        rows = {row.life.worker_id: row for row in await self._table.load()}
+        async with self._table_turn:
+            self._compare({row.life.worker_id: row for row in await self._table.load()})
+
+    def _compare(self, rows: Mapping[str, WorkerRow]) -> None:
         for worker_id, row in rows.items():
             member = self._members.get(worker_id)
             if worker_id in self._forgotten:
                 continue
             if member is None:
                 life = self._life_elsewhere(row)
-                self._members[worker_id] = _Member(row.registration, life, row.registered_s, row.seen_s)
+                self._members[worker_id] = Member(row.registration, life, row.registered_s, row.seen_s)
             elif row.life.turn > member.life.turn and row.life.home == self.scheduler_id:
                 continue  # it registers here at this moment
             elif row.life.turn > member.life.turn or not member.here:
@@ -360,17 +300,15 @@ class Fleet:
             if worker_id not in rows and not member.here:
                 del self._members[worker_id]
 
-    def _learn(self, member: _Member, row: WorkerRow) -> None:
+    def _learn(self, member: Member, row: WorkerRow) -> None:
         """Take over what the table says of a worker that is not, or not any more, at home here."""
         if row.life.worker_id in self._unsaved and row.life.turn == member.life.turn:
             return  # we know it better: we evicted it
         if member.here:
             member.here, member.state = False, None
             self._expiring.discard(row.life.worker_id)  # its leases are its new home's concern
-            self._drop_sessions(row.life.worker_id)
-            if member.attendance is not None:
-                _end(member.attendance)
-                member.attendance = None
+            self._sessions.end(row.life.worker_id)
+            member.end_attendance()
         silent = row.life.turn == member.life.turn and row.seen_s == member.seen_s
         heard_s = member.life.seen_s if silent else self._clock.monotonic_s()
         member.life = replace(self._life_elsewhere(row), seen_s=heard_s)
@@ -399,12 +337,7 @@ class Fleet:
         try:
             for worker_id in list(self._expiring):
                 await self._expire(worker_id)
-            unsaved, self._unsaved = self._unsaved, set()
-            try:
-                await self._table.save([self._members[name].row() for name in unsaved if name in self._members])
-            except BaseException:
-                self._unsaved |= unsaved
-                raise
+            await self._save()
             if self._forgotten:
                 await self._table.delete(tuple(self._forgotten))
                 self._forgotten.clear()
@@ -412,6 +345,15 @@ class Fleet:
             _logger.warning("fleet-not-settled", error=str(error), expiring=len(self._expiring))
             return False
         return True
+
+    async def _save(self) -> None:
+        async with self._table_turn:
+            unsaved, self._unsaved = self._unsaved, set()
+            try:
+                await self._table.save([self._members[name].row() for name in unsaved if name in self._members])
+            except BaseException:
+                self._unsaved |= unsaved
+                raise
 
     async def _expire(self, worker_id: str) -> None:
         async with self._expire_turn:
@@ -433,16 +375,14 @@ class Fleet:
         self._step(member, event)
         return self.get(worker_id)
 
-    def _step(self, member: _Member, event: Event) -> None:
+    def _step(self, member: Member, event: Event) -> None:
         before = member.life
         member.life, effects = machine.step(before, event, now_s=self._clock.monotonic_s(), config=self.config)
         for effect in effects:
             self._carry_out(member, effect)
         if member.life.phase is WorkerPhase.EVICTED and before.phase is not WorkerPhase.EVICTED:
-            self._drop_sessions(before.worker_id)
-            if member.attendance is not None:
-                _end(member.attendance)
-                member.attendance = None
+            self._sessions.end(before.worker_id)
+            member.end_attendance()
         if (before.phase, before.drain_asked) != (member.life.phase, member.life.drain_asked):
             if member.here or member.life.phase is WorkerPhase.EVICTED:
                 self._unsaved.add(before.worker_id)
@@ -450,14 +390,13 @@ class Fleet:
             member.changed.notify()
             self.changed.notify()
 
-    def _carry_out(self, member: _Member, effect: Effect) -> None:
+    def _carry_out(self, member: Member, effect: Effect) -> None:
         match effect:
             case ExpireLeases():
                 self._expiring.add(effect.worker_id)
                 self._work.set()
             case PushDesired():
-                if member.attendance is not None:
-                    member.attendance.news.set()
+                member.tell()
             case RecordWorkerEvent():
                 self._record(effect)
 
@@ -473,10 +412,7 @@ class Fleet:
                 cure="give each worker an id of its own, or stop the other one",
             )
 
-    def _drop_sessions(self, worker_id: str) -> None:
-        self._sessions = {key: kept for key, kept in self._sessions.items() if kept.worker_id != worker_id}
-
-    def _member_of(self, session: Session) -> _Member:
+    def _member_of(self, session: Session) -> Member:
         member = self._members.get(session.worker_id)
         if (
             member is None
@@ -487,17 +423,8 @@ class Fleet:
             raise Unauthenticated("the worker is not registered; authenticate and register again")
         return member
 
-    def _member(self, worker_id: str) -> _Member:
+    def _member(self, worker_id: str) -> Member:
         member = self._members.get(worker_id)
         if member is None:
             raise NotFound(f'there is no worker "{worker_id[:70]}"')
         return member
-
-
-def _end(attendance: Attendance) -> None:
-    attendance.current = False
-    attendance.news.set()
-
-
-def _key(token: str) -> bytes:
-    return hashlib.sha256(token.encode()).digest()  # a lookup by hash takes the same time for near misses

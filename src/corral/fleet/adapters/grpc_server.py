@@ -9,8 +9,10 @@ import grpc
 
 import corral
 from corral.fleet.adapters.messages import desired_to_message, registration_from_message, state_from_message
+from corral.fleet.members import Attendance
 from corral.fleet.model import DesiredState
-from corral.fleet.service import Attendance, Fleet, Session
+from corral.fleet.service import Fleet
+from corral.fleet.sessions import Session
 from corral.kernel.concurrency import finish
 from corral.kernel.errors import Conflict, InvalidSpec
 from corral.wire.address import check_free
