@@ -104,7 +104,7 @@ def _of_runs(history: TaskHistory) -> Iterator[str]:
 
 def _of_story(history: TaskHistory, number: int, run: Run) -> Iterator[str]:
     kinds = history.kinds(number)
-    if kinds.count("claimed") != (run.token > 0):
+    if kinds.count("claimed") - kinds.count("returned") != (run.token > 0):  # given back, it has no token
         yield f"run {number} has token {run.token} and the story {kinds}"
     if kinds.count("started") != (run.started_s is not None):
         yield f"run {number} started at {run.started_s} and has the story {kinds}"
