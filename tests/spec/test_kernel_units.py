@@ -76,6 +76,9 @@ def test_what_is_no_duration_is_one_short_mistake_that_names_its_field(text: str
         (1536, "1.5 KiB"),
         (200 * 1024, "200 KiB"),
         (1024**3, "1.0 GiB"),
+        (64_000_000, "64 MB"),
+        (1_500_000_000, "1500 MB"),
+        (2_000_000_000_000, "2 TB"),
         (2**63, "8388608 TiB"),
     ],
 )
@@ -86,7 +89,7 @@ def test_a_size_is_written_for_people(size_bytes: int, text: str) -> None:
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [
-        (0.0, "0.0 ms"), (0.0012, "1.2 ms"), (0.0123, "12 ms"), (0.25, "0.2 s"), (59.94, "59.9 s"), (59.96, "1m0s"),
+        (0.0, "0 s"), (0.0012, "1.2 ms"), (0.0123, "12 ms"), (0.25, "0.2 s"), (59.94, "59.9 s"), (59.96, "1m0s"),
         (90, "1m30s"), (3600, "1h0m"), (86_399.6, "1d0h"), (90_000, "1d1h"),
     ],
 )  # fmt: skip

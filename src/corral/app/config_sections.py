@@ -3,7 +3,6 @@
 Every other section is defined by the component that obeys it; see ``docs/reference/configuration.md``.
 """
 
-import os
 from pathlib import Path
 
 import msgspec
@@ -22,6 +21,7 @@ from corral.functions.engine.config import EngineConfig
 from corral.images.model import ImagesConfig
 from corral.kernel.errors import InvalidSpec
 from corral.ledger.limits import LedgerLimits
+from corral.sandboxes.guest.kit import default_data_directory
 from corral.sandboxes.pool_model import PoolConfig
 from corral.sandboxes.runtimes.registry import RuntimesConfig
 from corral.tasks.limits import QueueLimits
@@ -36,11 +36,6 @@ from corral.tasks.run_config import RunConfig, WorkerConfig
 from corral.tenants.model import AccessConfig, TenantConfig
 from corral.wire.address import address_problem
 from corral.wire.transport import ServerTls, WireLimits, is_loopback
-
-
-def _default_data_dir() -> str:
-    base = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
-    return str(Path(base) / "corral")
 
 
 class HttpConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -236,7 +231,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     @property
     def data(self) -> Path:
         """The data directory; ``$XDG_DATA_HOME/corral`` when none is configured."""
-        return Path(self.data_dir or _default_data_dir()).expanduser().absolute()
+        return Path(self.data_dir or default_data_directory()).expanduser().absolute()
 
     @property
     def images_directory(self) -> Path:

@@ -18,7 +18,9 @@ from corral.sandboxes.doctor import Report, examine
 
 
 def doctor(
-    directory: Annotated[Path | None, typer.Option("--data-dir", help="Where sandboxes are tried.")] = None,
+    directory: Annotated[
+        Path | None, typer.Option("--data-dir", envvar="CORRAL_DATA_DIR", help="Where the data lies, or would.")
+    ] = None,
     json: Json = False,
 ) -> int:
     """Try every kind of isolation on this machine and say what works; exits with 1 when the default does not."""

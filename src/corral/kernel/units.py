@@ -79,7 +79,10 @@ def _seconds_in_parts(text: str) -> float | None:
 
 
 def format_size(size_bytes: int) -> str:
-    """``1536`` → ``"1.5 KiB"``; for people."""
+    """``1536`` → ``"1.5 KiB"``, and ``64_000_000`` → ``"64 MB"``, as whoever chose it wrote it; for people."""
+    for power, unit in ((4, "TB"), (3, "GB"), (2, "MB")):
+        if size_bytes >= 1000**power and size_bytes % 1000**power == 0 and size_bytes % 1024**power != 0:
+            return f"{size_bytes // 1000**power} {unit}"
     amount = float(size_bytes)
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
         if amount < 1024 or unit == "TiB":
@@ -90,6 +93,8 @@ def format_size(size_bytes: int) -> str:
 
 def format_duration(seconds: float) -> str:
     """``0.0123`` → ``"12 ms"``, ``90`` → ``"1m30s"``; for people."""
+    if seconds == 0:
+        return "0 s"
     if seconds < 0.0995:
         return f"{seconds * 1000:.1f} ms" if seconds < 0.00995 else f"{seconds * 1000:.0f} ms"
     if seconds < 59.95:

@@ -75,9 +75,8 @@ async def examine(
     temporary one.
     Cancellation: whatever was started is freed first.
     """
-    config = RuntimesConfig(
-        kits=str((directory or default_data_directory()) / "guest"), qemu=QemuConfig(templates=False)
-    )
+    data = directory or default_data_directory()
+    config = RuntimesConfig(kits=str(data / "guest"), qemu=QemuConfig(templates=False))
     findings: dict[str, RuntimeFinding] = {}
     with (
         tempfile.TemporaryDirectory(prefix=f"corral-doctor-{os.getpid()}-") as temporary,
@@ -88,7 +87,7 @@ async def examine(
                 longest_s = machine_within_s if name in MACHINES else within_s
                 trial = _note_trial(findings, name, home, clock, longest_s, config)
                 trials.create_task(trial, name=f"doctor:{name}")
-        facts = (_cgroups(home), *_facts(directory or Path.cwd()), _kit(Path(config.kits)))
+        facts = (_cgroups(home), *_facts(data), _kit(Path(config.kits)))
     absent = [
         RuntimeFinding(name=name, works=False, detail=why, cure='use the runtime "bubblewrap"')
         for name, why in ABSENT.items()

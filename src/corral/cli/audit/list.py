@@ -43,14 +43,15 @@ def _row(row: dict[str, Any]) -> tuple[str, ...]:
     if row.get("reason"):
         result += f" ({row['reason']})"
     status = row.get("exit_status")
+    wall_s, cold = float(row.get("wall_s") or 0.0), str(row.get("cold_reason") or "")
     return (
         str(row.get("task_id", "")),
         str(row.get("run", "")),
         result,
         "" if status is None else str(status),
         at(row.get("resolved_s")),
-        format_duration(float(row.get("wall_s") or 0.0)),
-        "warm" if row.get("warm") else f"cold: {row.get('cold_reason') or '-'}",
+        format_duration(wall_s) if wall_s else "",  # a worker that was lost could not tell
+        "warm" if row.get("warm") else f"cold: {cold}" if cold else "",
         str(row.get("worker_id", "")),
         shlex.join(str(each) for each in row.get("argv", ())),
     )
