@@ -4,7 +4,7 @@
  *   corral-launch [-g FILE]... [-b DIRECTORY -t PLACE] [-u UID:GID] [-n FIRST:SECOND [-h DIRECTORY]...]
  *                 [-j PID] [-k HIGHEST_FD] [-x FD] -- PROGRAM [ARGUMENT]...
  *
- * -g FILE      write "0" to this cgroup.procs file: join the group
+ * -g FILE      write "0" to this file of a control group (tasks or cgroup.procs): join it
  * -b, -t       in a mount namespace of its own, show this directory at that place: there the user of -u reaches it,
  *              although directories above it are closed to him; the mount goes with the program and its children
  * -u UID:GID   drop every supplementary group, then become this group and this user, for good

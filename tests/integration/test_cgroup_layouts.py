@@ -79,7 +79,7 @@ async def test_a_predecessor_s_groups_are_found_again(groups: Cgroups) -> None:
     (found,) = groups.leftovers()
 
     assert found.name == "left"
-    assert found.procs_files == left.procs_files
+    assert found.join_files == left.join_files
     await found.remove()
     await left.remove()  # idempotent
 
@@ -87,9 +87,7 @@ async def test_a_predecessor_s_groups_are_found_again(groups: Cgroups) -> None:
 async def test_version_2_limits_are_written_as_the_kernel_documents(tmp_path: Path) -> None:
     parent = tmp_path / "corral-x"
     box = parent / "box"
-    groups = Cgroups(
-        parents={"memory": parent, "pids": parent, "cpu": parent}, layout=CgroupLayout.V2, kill_parent=parent, why=""
-    )
+    groups = Cgroups(parents=dict.fromkeys(("memory", "pids", "cpu"), parent), layout=CgroupLayout.V2, why="")
     parent.mkdir()
     files = ("memory.max", "memory.swap.max", "pids.max", "cpu.max", "cgroup.kill", "cgroup.procs")
     make = os.mkdir
@@ -111,7 +109,7 @@ async def test_version_2_limits_are_written_as_the_kernel_documents(tmp_path: Pa
     assert (box / "pids.max").read_text() == "14"
     assert (box / "cpu.max").read_text() == "150000 100000"
     assert (group.counters().out_of_memory, group.counters().process_limit) == (2, 5)
-    assert group.procs_files == (f"{box}/cgroup.procs",)
+    assert group.join_files == (f"{box}/cgroup.procs",)
     group.kill()
     assert (box / "cgroup.kill").read_text() == "1"
 

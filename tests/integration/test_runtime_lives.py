@@ -21,7 +21,7 @@ from corral.sandboxes.runtimes.registry import RuntimesConfig, check_name, open_
 from corral.sandboxes.sandbox import Sandbox
 from corral.testing.runtime_contract import SMALL, belongings, left_behind, new_spec, processes_with, shell, wait_until
 
-NO_GROUPS = Cgroups(parents={}, layout=CgroupLayout.NONE, kill_parent=None, why="this test wants none")
+NO_GROUPS = Cgroups(parents={}, layout=CgroupLayout.NONE, why="this test wants none")
 
 
 async def test_a_worker_s_private_directory_does_not_stop_an_unprivileged_box(tmp_path: Path) -> None:

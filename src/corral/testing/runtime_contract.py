@@ -98,9 +98,7 @@ def belongings() -> dict[str, Counter[str]]:
         child for task in os.scandir("/proc/self/task") for child in Path(task.path, "children").read_text().split()
     }
     temporary = {name for name in os.listdir("/tmp") if name.startswith("corral-") and f"-{os.getpid()}-" in name}
-    groups = {
-        path for root in ("memory", "pids", "cpu", "unified", ".") for path in _groups(Path("/sys/fs/cgroup", root))
-    }
+    groups = {path for root in ("memory", "pids", "cpu", ".") for path in _groups(Path("/sys/fs/cgroup", root))}
     return {
         "descriptors": open_descriptors(),
         "mounts": Counter(mounts),

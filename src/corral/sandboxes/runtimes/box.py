@@ -201,7 +201,7 @@ class ProcessBox:
 
     def _argv(self, launch: Launch) -> list[str]:
         argv = [str(launcher_path())]
-        for file in self._cgroup.procs_files if self._cgroup is not None else ():
+        for file in self._cgroup.join_files if self._cgroup is not None else ():
             argv += ["-g", file]
         if launch.show is not None:
             argv += ["-b", launch.show[0], "-t", launch.show[1]]

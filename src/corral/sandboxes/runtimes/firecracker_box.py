@@ -77,7 +77,7 @@ class FirecrackerBox:
         await asyncio.to_thread(self._jail.make, files)
         self._listener = self._jail.listen()
         command = self._jail.command(jailer, file_bytes_max=self.machine.file_bytes_max)
-        self._vmm = await Vmm.start(self._jail, command, self._cgroup.procs_files, within_s=within_s)
+        self._vmm = await Vmm.start(self._jail, command, self._cgroup.join_files, within_s=within_s)
 
     async def boot(self) -> None:
         """Run the machine from its kernel. Raises SandboxFailed in the monitor's words."""

@@ -83,7 +83,7 @@ class Vmm:
 
     @classmethod
     async def start(cls, jail: Jail, jailer: Sequence[str], groups: Sequence[str], *, within_s: float) -> "Vmm":
-        """Start it in its jail and in the control groups whose ``cgroup.procs`` are named.
+        """Start it in its jail and in the control groups that are joined through the files ``groups``.
 
         Raises SandboxFailed with the jailer's or Firecracker's own words; nothing of it runs then.
         Cancellation: it is killed.
