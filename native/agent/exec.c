@@ -63,14 +63,18 @@ static void remember_keeper(pid_t pid) {
     keeper_pid[keepers++] = pid;
 }
 
+static void forget_keeper(pid_t pid) {
+    for (size_t i = 0; i < keepers; i++)
+        if (keeper_pid[i] == pid) {
+            keeper_pid[i] = keeper_pid[--keepers];
+            return;
+        }
+}
+
 void reap_children(void) {
     pid_t pid;
     while ((pid = waitpid(-1, NULL, WNOHANG)) > 0)
-        for (size_t i = 0; i < keepers; i++)
-            if (keeper_pid[i] == pid) {
-                keeper_pid[i] = keeper_pid[--keepers];
-                break;
-            }
+        forget_keeper(pid);
 }
 
 bool spare_keepers_run(void) {
@@ -359,6 +363,7 @@ static void on_control_ready(struct source *s) {
     if (e == NULL) {
         dismiss(k); /* a spare has nothing to say: somebody killed it */
     } else if (n != sizeof r) {
+        forget_keeper(k->pid); /* its socket closes before its children become ours: until then they are found below it */
         kill_orphans();
         e->report = (struct report){.how = EXIT_SIGNAL, .value = SIGKILL, .flags = EXIT_KEEPER_LOST | EXIT_LEFT_PROCESSES};
         on_ended(e);

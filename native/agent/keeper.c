@@ -296,6 +296,15 @@ static void wait_order(struct frame *f) {
     }
 }
 
+/* Whatever our starter ignored, our execs shall not inherit. By system call: libc keeps signals 32 to 34 to itself and
+ * would leave them as they are. The kernel's sigaction for "default" is all zeroes; its signal set has eight bytes. */
+static void plain_signals(void) {
+    static const unsigned long plain[8];
+    for (int number = 1; number < 65; number++)
+        syscall(SYS_rt_sigaction, number, plain, NULL, 8);
+    signal(SIGPIPE, SIG_IGN);
+}
+
 static void block_all(void) {
     sigset_t all;
     struct sigaction action = {.sa_handler = on_child};
@@ -311,6 +320,7 @@ void keeper_main(struct launch *l) {
     if (dup3(l->control, CONTROL, O_CLOEXEC) < 0)
         _exit(1);
     close_others();
+    plain_signals();
     block_all();
     prctl(PR_SET_CHILD_SUBREAPER, 1);
     if (l->request)

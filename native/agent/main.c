@@ -10,19 +10,9 @@
 #include <sys/random.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "agent.h"
-
-/* Whatever our starter ignored, our execs shall not inherit. By system call: libc keeps signals 32 to 34 to itself and
- * would leave them as they are. The kernel's sigaction for "default" is all zeroes; its signal set has eight bytes. */
-static void plain_signals(void) {
-    static const unsigned long plain[8];
-    for (int number = 1; number < 65; number++)
-        syscall(SYS_rt_sigaction, number, plain, NULL, 8);
-    signal(SIGPIPE, SIG_IGN);
-}
 
 static void open_standard(void) {
     int null;
@@ -94,12 +84,13 @@ int main(int argc, char **argv) {
         static const char usage[] = "usage: corral-agent [--fd N] [--events MEMORY PIDS] [--steward N]\n";
         return write(2, usage, sizeof usage - 1) < 0 ? 2 : 2;
     }
-    plain_signals();
+    signal(SIGPIPE, SIG_IGN);
+    signal(SIGCHLD, SIG_DFL); /* whoever ignores it cannot wait; what else our starter ignored, each keeper undoes */
     stream = kept_stream(stream);
     open_standard();
     umask(022);
     struct rlimit files;
-    if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
+    if (getrlimit(RLIMIT_NOFILE, &files) == 0 && files.rlim_cur < files.rlim_max) {
         files.rlim_cur = files.rlim_max;
         setrlimit(RLIMIT_NOFILE, &files);
     }

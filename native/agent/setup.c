@@ -16,7 +16,7 @@
 
 #define SECUREBITS_SEALED 0xef /* NOROOT, NO_SETUID_FIXUP, NO_CAP_AMBIENT_RAISE; those and KEEP_CAPS locked */
 #define CAPABILITY_VERSION_3 0x20080522
-#define CAPABILITY_LAST 63
+#define CAP_SETPCAP 8
 
 struct settings settings;
 
@@ -81,24 +81,35 @@ static void forbid_user_namespaces(void) {
         close(fd);
 }
 
-/* A root that cannot empty the bounding set could get capabilities back by execve; anybody else could not. */
-static bool drop_capabilities(void) {
-    struct {
-        uint32_t version;
-        int pid;
-    } head = {CAPABILITY_VERSION_3, 0};
-    uint32_t none[6] = {0};
-    for (unsigned long capability = 0; capability <= CAPABILITY_LAST; capability++)
-        if (prctl(PR_CAPBSET_READ, capability, 0, 0, 0) == 1 && prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) < 0 &&
-            geteuid() == 0)
+static struct {
+    uint32_t version;
+    int pid;
+} ourselves = {CAPABILITY_VERSION_3, 0};
+
+/* Only CAP_SETPCAP empties the bounding set. A root without it could get capabilities back by execve; anybody else could
+ * not, and is spared the question for each of them: a system call is dear in gVisor. */
+static bool empty_bounding_set(void) {
+    uint32_t held[6] = {0};
+    if (geteuid() != 0 && (syscall(SYS_capget, &ourselves, held) < 0 || !(held[0] & 1u << CAP_SETPCAP)))
+        return true;
+    int in_set;
+    for (unsigned long capability = 0; (in_set = prctl(PR_CAPBSET_READ, capability, 0, 0, 0)) >= 0; capability++)
+        if (in_set && prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) < 0)
             return FAIL("cannot drop capability %lu from the bounding set: %s", capability, strerror(errno));
+    return true;
+}
+
+static bool drop_capabilities(void) {
+    uint32_t none[6] = {0};
+    if (!empty_bounding_set())
+        return false;
     if (prctl(PR_SET_SECUREBITS, SECUREBITS_SEALED, 0, 0, 0) < 0 && errno != EPERM) {
         if (errno != EINVAL || geteuid() == 0)
             return FAIL("cannot lock the securebits: %s", strerror(errno));
         note("this kernel has no securebits", errno); /* gVisor's; they only matter to a root */
     }
     prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
-    if (syscall(SYS_capset, &head, none) < 0)
+    if (syscall(SYS_capset, &ourselves, none) < 0)
         return FAIL("cannot drop capabilities: %s", strerror(errno));
     return true;
 }
