@@ -86,7 +86,8 @@ async def pools(directory: Path, config: PoolConfig) -> AsyncIterator[tuple[Pool
             runtime.close()
 
 
-async def _warm_life(opened: Pools, key: PoolKey) -> float:
+async def warm_life(opened: Pools, key: PoolKey) -> float:
+    """How long a warm sandbox takes from wish to wish, in seconds."""
     began_s = time.perf_counter()
     lease = await opened.acquire(key)
     result = await lease.sandbox.exec(TRUE)
@@ -119,7 +120,7 @@ async def _warm(directory: Path, root: Path) -> list[Row]:
         await opened.wait_idle(key, 4, within_s=30)
         for _ in range(_ROUNDS // _TURN):
             for _ in range(_TURN):
-                samples["ours"].append(await _warm_life(opened, key))
+                samples["ours"].append(await warm_life(opened, key))
             for name, run in bare.items():
                 samples[name] += [timed(partial(run, program)) for _ in range(_TURN)]
     ours, what = p50(samples["ours"]), "warm acquire + exec of a static true + release, p50"

@@ -1,6 +1,5 @@
 """Containers and gVisor against their bare tools: a warm sandbox against an exec, a cold one against a run."""
 
-import asyncio
 import os
 import shlex
 import shutil
@@ -8,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import msgspec
 import uvloop
 
 from bench.report import Row, at_most, beside, p50
-from bench.sandboxes import TRUE, forked, prepared_root, timed
+from bench.sandboxes import forked, prepared_root, timed, warm_life
 from corral.kernel.clock import SystemClock
 from corral.kernel.ids import new_id
 from corral.sandboxes.cgroups import MOUNT
@@ -33,6 +32,7 @@ from corral.sandboxes.runtimes.rootfs import AGENT_INSIDE, Roots
 from corral.sandboxes.sandbox import Sandbox
 
 _WARM_ROUNDS = 300
+_TURN = 15
 _COLD_ROUNDS = 20
 _SIZE = Size()
 _KINDS = {
@@ -67,38 +67,37 @@ async def _rows(kind: str, work: Path) -> list[Row]:
 
 
 async def _warm(kind: str, runtime: Runtime, root: Path) -> list[Row]:
-    """Ours and the bare thing take turns, so that a busy moment hits both."""
+    """Ours and the bare things take turns of several, as on the page of sandboxes, so that a busy moment hits all."""
     program, clock = str(root / "bin" / "true"), SystemClock()
     key = PoolKey("bench", root=str(root), runtime=runtime.name, size=_SIZE)
+    bare: dict[str, Callable[[], object]] = {
+        "fork": lambda: forked(program),
+        "subprocess": lambda: subprocess.run([program], check=True),
+        "spawn": lambda: os.waitpid(os.posix_spawn(program, [program], {}), 0),
+    }
     ours: list[float] = []
-    bare: dict[str, list[float]] = {"fork": [], "subprocess": [], "spawn": [], "exec": []}
+    samples: dict[str, list[float]] = {"exec": [], **{name: [] for name in bare}}
     pools = Pools(
         {runtime.name: runtime}, PoolConfig(warm=2), clock=clock, new_id=lambda: new_id("sbx", now_s=clock.now_s())
     )
     async with pools:
         pools.pin(key)
         await pools.wait_idle(key, 2, within_s=60)
-        for index in range(_WARM_ROUNDS):
-            began_s = time.perf_counter()
-            lease = await pools.acquire(key)
-            result = await lease.sandbox.exec(TRUE)
-            await lease.release()
-            ours.append(time.perf_counter() - began_s)
-            if not (result.ok and lease.warm):
-                raise RuntimeError(f"not a warm success: {result}")
-            bare["fork"].append(timed(lambda: forked(program)))
-            bare["subprocess"].append(timed(lambda: subprocess.run([program], check=True)))
-            bare["spawn"].append(timed(lambda: os.waitpid(os.posix_spawn(program, [program], {}), 0)))
-            if kind == "runsc" and index % 15 == 0:
-                bare["exec"].append(timed(partial(_runsc_exec, lease.sandbox)))
-            await asyncio.sleep(0)
+        for _ in range(_WARM_ROUNDS // _TURN):
+            for _ in range(_TURN):
+                ours.append(await warm_life(pools, key))
+            for name, run in bare.items():
+                samples[name] += [timed(run) for _ in range(_TURN)]
+            if kind == "runsc":
+                async with await pools.acquire(key) as lease:
+                    samples["exec"].append(timed(partial(_runsc_exec, lease.sandbox)))
     what = f"{kind}: warm acquire + exec of a static true + release, p50"
     if kind == "runsc":
-        return [at_most(what, p50(ours), "runsc exec true", p50(bare["exec"]), times=0.25)]
+        return [at_most(what, p50(ours), "runsc exec true", p50(samples["exec"]), times=0.25)]
     return [
-        at_most(what, p50(ours), "fork + exec + wait from Python", p50(bare["fork"]), times=1.5),
-        at_most("the same", p50(ours), "subprocess.run", p50(bare["subprocess"]), times=1.5),
-        beside("the same", p50(ours), "os.posix_spawn + waitpid", p50(bare["spawn"])),
+        at_most(what, p50(ours), "fork + exec + wait from Python", p50(samples["fork"]), times=1.5),
+        at_most("the same", p50(ours), "subprocess.run", p50(samples["subprocess"]), times=1.5),
+        beside("the same", p50(ours), "os.posix_spawn + waitpid", p50(samples["spawn"])),
     ]
 
 
