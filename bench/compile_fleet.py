@@ -83,7 +83,7 @@ def _remember(store: ResultStore, project: Path, compiler: str, sources: Sequenc
     for source in sources:
         plan = Plan(_ask(project, compiler, source, environment), str(project))
         identity = identity or Identities.probe(plan.question)[0]
-        plan.identify(identity)
+        plan.identify(identity, identity)
         name = plan.cacheable.source
         files = ((name, blake3((project / name).read_bytes()).hexdigest()), ("x.h", header))
         included = IncludeSet(files=files)

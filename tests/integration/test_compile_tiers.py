@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from corral.compile.elsewhere import Elsewhere
+from corral.compile.identity import of_image
 from corral.compile.journal import Journal, read_journal
 from corral.compile.limits import CompileConfig
-from corral.compile.model import IncludeSet, Outcome
+from corral.compile.model import CompilerIdentity, IncludeSet, Outcome
 from corral.compile.ports import CompileAnswer, CompileRequest, FileHashes
 from corral.compile.records import Records
 from corral.compile.rendezvous import bind, new_token, open_private, world
@@ -116,13 +117,17 @@ def test_a_dead_shared_store_costs_one_try_and_no_build(project: Path) -> None:
 class Fleet:
     """A peer of the real one: compiles in its own way, or fails in a given one."""
 
-    def __init__(self, *, exit_code: int = 0, error: Exception | None = None) -> None:
+    def __init__(self, *, exit_code: int = 0, error: Exception | None = None, image: str = "") -> None:
         self.exit_code = exit_code
         self.error = error
+        self.image = image
         self.requests: list[CompileRequest] = []
         self.asked = asyncio.Event()
         self.open = asyncio.Event()
         self.open.set()
+
+    def identity_of(self, program: str, here: CompilerIdentity) -> CompilerIdentity:
+        return of_image(program, here, self.image) if self.image else here
 
     async def compile(self, request: CompileRequest, hashes: FileHashes) -> CompileAnswer:
         self.requests.append(request)
@@ -229,6 +234,34 @@ async def test_without_the_fleet_the_compiler_compiles_here_and_one_line_says_so
         if isinstance(error, WorkerLost):
             assert stderr == b"corral: not compiled by the fleet (no worker answers); compiling here\n"
             assert outcomes(tmp_path) == ["local-run"]
+
+
+async def test_an_image_has_results_of_its_own_and_what_is_compiled_here_meanwhile_is_never_taken_for_them(
+    tmp_path: Path, project: Path
+) -> None:
+    fleet = Fleet(error=WorkerLost("no worker answers"), image="sha256:one")
+    async with daemon(tmp_path, fleet) as (running, service):
+        for _ in range(2):
+            assert (await running.wrapper(project))[0] == 0
+            await service.flush()
+        here = (project / "main.o").read_bytes()
+        fleet.error = None
+        for _ in range(2):
+            await running.wrapper(project)
+            await service.flush()
+        in_image = (project / "main.o").read_bytes()
+
+    fleet.image = "sha256:two"
+    async with daemon(tmp_path, fleet) as (running, service):
+        await running.wrapper(project)
+        await service.flush()
+    record = Records(tmp_path / "store", records_max=10).read(str(project / "main.c"))
+
+    assert outcomes(tmp_path) == ["local-run", "local-hit", "remote-run", "local-hit", "remote-run"]
+    assert (here[:4], in_image) == (b"\x7fELF", b"an object")
+    assert record is not None
+    assert record.image == "sha256:two"
+    assert [str(each) for each in record.diffs] == ["image changed: sha256:one -> sha256:two"]
 
 
 async def test_without_a_project_nothing_leaves_the_machine(tmp_path: Path, project: Path) -> None:

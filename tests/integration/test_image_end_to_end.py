@@ -1,8 +1,6 @@
 """Images as users meet them: a real registry, a real `corral up`, a real sandbox on a root that holds one program."""
 
 import json
-import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,7 +14,7 @@ from corral.testing.images import (
     debian_registry,
     directory,
     file,
-    symlink,
+    host_tree,
     tar_of,
     this_platform,
     why_no_registry,
@@ -83,23 +81,6 @@ def corral(up: CorralProcess, *arguments: str) -> subprocess.CompletedProcess[st
         timeout=90,
         check=False,
     )
-
-
-def host_tree(*programs: str) -> bytes:
-    """A small system of the host's own programs, with the libraries that they need."""
-    files: dict[str, bytes] = {}
-    for name in programs:
-        path = subprocess.run(["sh", "-c", f"command -v {name}"], capture_output=True, text=True, check=True).stdout
-        needed = subprocess.run(["ldd", path.strip()], capture_output=True, text=True, check=True).stdout
-        for found in (path.strip(), *re.findall(r"(/\S+) \(0x", needed)):
-            files[found.lstrip("/")] = Path(found).read_bytes()
-    tops = {name.partition("/")[0] for name in files}
-    links = [symlink(top, os.readlink(f"/{top}")) for top in sorted(tops) if os.path.islink(f"/{top}")]
-    real = {
-        os.path.realpath(f"/{os.path.dirname(name)}").lstrip("/") + "/" + os.path.basename(name): data
-        for name, data in files.items()
-    }
-    return tar_of(directory("usr"), *links, *(file(name, data, mode=0o755) for name, data in sorted(real.items())))
 
 
 def test_an_image_of_one_static_program_is_pulled_prepared_and_run(

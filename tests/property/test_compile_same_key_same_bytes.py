@@ -205,7 +205,7 @@ class _World:
         )[4:]
         plan = Plan(frames.read_ask(frames.read_head(frame), frame), str(root) if _chosen(state, "mark") else "")
         assert plan.bypass is None, (words, plan.bypass)
-        plan.identify(self.identity)
+        plan.identify(self.identity, self.identity)
         return plan
 
     def compile(self, state: State, plan: Plan) -> _Made:

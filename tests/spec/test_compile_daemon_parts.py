@@ -173,11 +173,21 @@ def record(**changes: object) -> Record:
         ({"files": {"a.c": "s2", "h.h": "h1"}}, ("source a.c changed: s1 -> s2",)),
         ({"files": {"a.c": "s1", "h.h": "h2"}}, ("header h.h changed: h1 -> h2",)),
         ({"files": {"a.c": "s1", "i.h": "i1"}}, ("header h.h removed", "header i.h added")),
-        ({"image": "sha256:1"}, ("image added: sha256:1",)),
+        ({"image": "sha256:1", "identity": "c2"}, ("image added: sha256:1",)),
+        (
+            {"image": "sha256:1", "files": {"a.c": "s1", "h.h": "h2"}},
+            ("image added: sha256:1", "header h.h changed: h1 -> h2"),
+        ),
     ],
 )
 def test_explain_names_what_changed(changes: dict[str, object], words: tuple[str, ...]) -> None:
     assert tuple(str(each) for each in diffs(record(), record(**changes))) == words
+
+
+def test_the_headers_of_a_system_are_nothing_that_an_image_has_lost() -> None:
+    here = record(files={"a.c": "s1", "h.h": "h1", "/usr/include/stdio.h": "i1"})
+
+    assert [str(each) for each in diffs(here, record(image="sha256:1"))] == ["image added: sha256:1"]
 
 
 def test_the_first_time_has_its_own_reason_and_so_has_what_was_evicted() -> None:
@@ -385,6 +395,16 @@ def test_every_mistake_of_the_section_is_told_at_once(tmp_path: Path) -> None:
         load_compile_config({"CORRAL_CONFIG": str(file)})
 
     assert len(caught.value.mistakes) == 3
+
+
+@pytest.mark.parametrize("image", ["gcc:13", "gcc@sha256:12", "root:/opt/tools", "@sha256:" + "a" * 64])
+def test_an_image_that_may_be_another_one_tomorrow_is_no_tool_chain(image: str) -> None:
+    with pytest.raises(InvalidSpec, match="has no digest"):
+        load_compile_config({"CORRAL_COMPILE__REMOTE__IMAGE": image})
+
+    digest = "sha256:" + "a" * 64
+    named = load_compile_config({"CORRAL_COMPILE__REMOTE__IMAGE": f"registry:5000/gcc:13@{digest}"})
+    assert named.remote.image_digest == digest
 
 
 def test_a_directory_that_others_can_enter_is_refused(tmp_path: Path) -> None:

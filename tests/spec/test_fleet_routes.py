@@ -4,6 +4,7 @@ import base64
 import itertools
 import json
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 
@@ -159,7 +160,7 @@ class _Clock:
         return self.at_s
 
 
-def _worker(name: str, slots: int, *, runs: int = 0, executions: int = 0) -> Worker:
+def _worker(name: str, slots: int, *, runs: int = 0, executions: int = 0, **state: Any) -> Worker:
     return Worker(
         registration=Registration(
             worker_id=name,
@@ -177,6 +178,7 @@ def _worker(name: str, slots: int, *, runs: int = 0, executions: int = 0) -> Wor
             slots_free=slots - runs,
             runs=tuple(RunRef(task_id="t", run=0, token=each) for each in range(runs)),
             executions=executions,
+            **state,
         ),
     )
 
@@ -204,6 +206,33 @@ def test_many_slots_are_spread_over_the_fleet_and_counted_until_they_are_given_b
         _slots(router, 1)
     router.release("acme", [each.id for each in first])
     assert _slots(router, 9) == {"a": 4, "b": 1}
+
+
+def test_workers_tell_digests_and_a_client_may_name_an_image_with_its_digest() -> None:
+    digest = "sha256:" + "1" * 64
+    router, _, _ = _router(_worker("has", 8, runs=4, images=(digest,)), _worker("lacks", 8))
+
+    (route,) = router.route("acme", image=f"registry:5000/gcc:13@{digest}", purpose="compile")
+
+    assert route.worker_id == "has"
+
+
+@pytest.mark.parametrize(
+    ("pools", "chosen"),
+    [
+        ('{"pools": [{"key": {"tenant": "acme", "root": "/data/images/sha256-11/root"}, "idle": 1}]}', "busier"),
+        ('{"pools": [{"key": {"tenant": "acme", "root": "/data/images/sha256-11/root"}, "idle": 0}]}', "idler"),
+        ('{"pools": [{"key": {"tenant": "other", "root": "/data/images/sha256-11/root"}, "idle": 1}]}', "idler"),
+        ('{"pools": [{"key": {"tenant": "acme", "root": ""}, "idle": 1}]}', "idler"),
+        ("of another version", "idler"),
+    ],
+)
+def test_a_sandbox_that_stands_ready_attracts_for_its_own_tenant_and_image(pools: str, chosen: str) -> None:
+    router, _, _ = _router(_worker("busier", 8, runs=1, pools_json=pools), _worker("idler", 8))
+
+    (route,) = router.route("acme", image="gcc@sha256:11", purpose="compile")
+
+    assert route.worker_id == chosen
 
 
 def test_a_promise_that_is_never_given_back_ends_with_its_token() -> None:

@@ -16,7 +16,7 @@ from corral.compile.entries import (
     encode,
 )
 from corral.compile.files import FileTable
-from corral.compile.model import IncludeSet, Outcome, OutputFile, Result
+from corral.compile.model import CompilerIdentity, IncludeSet, Outcome, OutputFile, Result
 from corral.compile.plan import LiveSet, Plan
 from corral.compile.ports import CompileAnswer, CompileRequest, RemoteCompiler, SharedResults
 from corral.kernel.errors import CorralError
@@ -41,6 +41,12 @@ class Elsewhere:
         self._shared = shared
         self._remote = remote
 
+    def identity_of(self, plan: Plan, here: CompilerIdentity) -> CompilerIdentity:
+        """Whose object ``plan`` asks for."""
+        if self._remote is None or not plan.travels:
+            return here
+        return self._remote.identity_of(plan.argv[0], here)
+
     async def find(
         self,
         plan: Plan,
@@ -58,7 +64,7 @@ class Elsewhere:
             found = await self._from_shared(self._shared, plan, holding)
             if found is not None:
                 return found
-        if self._remote is None or not plan.cacheable.remote or not plan.root:
+        if self._remote is None or not plan.travels:
             return None
         request = CompileRequest(
             argv=plan.argv,
@@ -67,7 +73,7 @@ class Elsewhere:
             environment=plan.environment,
             invocation=plan.invocation,
             cacheable=plan.cacheable,
-            identity=plan.identity,
+            identity=plan.met,
             inputs=plan.inputs,
             request_key=plan.request_key,
             include_set=None if live is None else live.include_set,

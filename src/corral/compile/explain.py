@@ -59,12 +59,14 @@ class Diff(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def diffs(before: Record | None, after: Record) -> tuple[Diff, ...]:
-    """What changed, in the order compiler, image, flags, environment, project, directory, source, headers by name."""
+    """What changed, in the order image or compiler, flags, environment, project, directory, source, headers by name."""
     if before is None or before.inputs is None or after.inputs is None:
         return ()
     was, now = before.inputs, after.inputs
     found: list[Diff] = []
-    if was.identity != now.identity:
+    if before.image != after.image:
+        found.append(Diff(kind="image", before=before.image, after=after.image))
+    elif was.identity != now.identity:
         found.append(
             Diff(
                 kind="compiler",
@@ -72,8 +74,6 @@ def diffs(before: Record | None, after: Record) -> tuple[Diff, ...]:
                 after=f"{after.compiler} {now.identity[:12]}",
             )
         )
-    if before.image != after.image:
-        found.append(Diff(kind="image", before=before.image, after=after.image))
     found += _flag_diffs(was.flags, now.flags)
     found += [
         Diff(
@@ -89,8 +89,18 @@ def diffs(before: Record | None, after: Record) -> tuple[Diff, ...]:
     if was.directory != now.directory:
         found.append(Diff(kind="directory", before=was.directory, after=now.directory))
     if was.source == now.source:
-        found += _file_diffs(now.source, before.files, after.files)
+        found += _file_diffs(now.source, *_comparable(before, after))
     return tuple(found)
+
+
+def _comparable(before: Record, after: Record) -> tuple[dict[str, str], dict[str, str]]:
+    """What each has read. An image's digest stands for the headers of its system, so they are compared with nothing."""
+    if not (before.image or after.image):
+        return before.files, after.files
+    was, now = (
+        {path: each for path, each in record.files.items() if not path.startswith("/")} for record in (before, after)
+    )
+    return was, now
 
 
 def _place(record: Record) -> str:
@@ -133,7 +143,8 @@ def _file_diffs(source: str, was: dict[str, str], now: dict[str, str]) -> list[D
 
 
 def _short(text: str) -> str:
-    return text[:12] if len(text) == 64 else text
+    kind, colon, digits = text.rpartition(":")
+    return kind + colon + digits[:12] if len(digits) == 64 else text
 
 
 def reason(record: Record, before: Record | None) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 import blake3
+from msgspec import structs
 
 from corral.compile.files import Signature, signature_of
 from corral.compile.grammars.names import family_of
@@ -32,6 +33,24 @@ Question: TypeAlias = tuple[str, tuple[str, ...], tuple[str, ...]]
 def question(program: str, environment: Mapping[str, str], prefixes: Iterable[str] = ()) -> Question:
     """What an identity depends on besides the contents of files. ``prefixes``: the absolute directories of ``-B``."""
     return (program, tuple(environment.get(name, "") for name in _SEARCH), tuple(prefixes))
+
+
+def of_image(program: str, here: CompilerIdentity, image: str) -> CompilerIdentity:
+    """The compiler that has this name in an image (``image`` is its digest), for one that is ``here``."""
+    name = os.path.basename(program)
+    return structs.replace(
+        here,
+        digest=blake3.blake3(f"image\0{image}\0{name}".encode("utf-8", "surrogateescape")).hexdigest(),
+        path=name,
+        version=f"{name} of an image",
+        image=image,
+    )
+
+
+def of_preprocessed(here: CompilerIdentity) -> CompilerIdentity:
+    """The same compiler, fed with what the preprocessor made: its objects say so, and its warnings are others."""
+    digest = blake3.blake3(f"preprocessed\0{here.digest}".encode()).hexdigest()
+    return structs.replace(here, digest=digest, version=f"{here.version}, in two steps")
 
 
 class Identities:

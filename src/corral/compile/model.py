@@ -201,11 +201,12 @@ class CompilerIdentity(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         digest: hex BLAKE3 over the contents of all programs that take part (driver, compiler proper, assembler), or
-            the image's digest for a compile in an image.
+            over the image's digest and the compiler's name there.
         path: absolute, symbolic links followed.
         vendor: None when it is no compiler that we know.
         version: first line of ``--version``, for people.
         target: the machine it compiles for by default (``-dumpmachine``).
+        image: the digest of the image that it is of, "" for one of this machine.
     """
 
     digest: str
@@ -213,6 +214,7 @@ class CompilerIdentity(msgspec.Struct, frozen=True, kw_only=True):
     vendor: Vendor | None
     version: str = ""
     target: str = ""
+    image: str = ""
 
 
 class KeyInputs(msgspec.Struct, frozen=True, kw_only=True):

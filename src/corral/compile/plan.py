@@ -4,6 +4,7 @@ Wrappers of one build send the same words again and again, so plans are kept by 
 meanwhile (compiler, response files, headers) is checked at every use.
 """
 
+import copy
 import os
 from collections.abc import Callable, Iterable, Iterator
 from stat import S_ISREG
@@ -122,9 +123,13 @@ def _by_directory(names: tuple[str, ...], root: str) -> Iterator[_Absent]:
 
 
 class Plan:
-    """What a request means. ``bypass`` is set when it goes straight to the compiler; then little else is."""
+    """What a request means. ``bypass`` is set when it goes straight to the compiler; then little else is.
+
+    ``met`` is the compiler of this machine; ``identity`` is the one whose object is wanted, which may be an image's.
+    """
 
     __slots__ = (
+        "_at_home",
         "argv",
         "bypass",
         "cacheable",
@@ -133,6 +138,7 @@ class Plan:
         "identity",
         "inputs",
         "invocation",
+        "met",
         "question",
         "request_key",
         "responses",
@@ -163,7 +169,8 @@ class Plan:
         self.request_key = ""
         self.targets: dict[str, str] = {}
         self.sets: list[LiveSet] | None = None
-        self.identity = _NOT_ASKED
+        self.met = self.identity = _NOT_ASKED
+        self._at_home: Plan | None = None
         self.bypass = self._read()
         prefixes = () if self.bypass is not None else self.invocation.flags("-B")
         self.question: Question = question(self.argv[0], variables, [self.here(each.value or "") for each in prefixes])
@@ -186,10 +193,16 @@ class Plan:
             self.targets[f"side:{os.path.splitext(path)[1]}"] = self.here(path)
         return None
 
-    def identify(self, identity: CompilerIdentity) -> None:
+    @property
+    def travels(self) -> bool:
+        """True when a worker may compile this."""
+        return self.bypass is None and self.cacheable.remote and bool(self.root)
+
+    def identify(self, met: CompilerIdentity, identity: CompilerIdentity) -> None:
         """Complete the plan, once it is known which compiler it is; what was known of another one is forgotten."""
-        self.identity = identity
+        self.met, self.identity = met, identity
         self.sets = None
+        self._at_home = None
         if self.bypass is not None:
             return
         if identity.vendor is None:
@@ -204,6 +217,15 @@ class Plan:
             root=self.root,
         )
         self.request_key = key.request_key(self.inputs)
+
+    def at_home(self) -> "Plan":
+        """The same for the compiler of this machine, which compiles when the other one cannot be had."""
+        if self.identity is self.met:
+            return self
+        if self._at_home is None:
+            self._at_home = copy.copy(self)
+            self._at_home.identify(self.met, self.met)
+        return self._at_home
 
     def live(self, sets: Iterable[tuple[IncludeSet, str]]) -> list[LiveSet]:
         """Stored include sets, ready to be compared."""

@@ -85,11 +85,16 @@ class FileHashes(Protocol):
 class RemoteCompiler(Protocol):
     """Compiles on the fleet. Life: made at the daemon's start, ``close`` at its end."""
 
+    def identity_of(self, program: str, here: CompilerIdentity) -> CompilerIdentity:
+        """Whose objects come from there: ``here`` itself, or another compiler of ``program``'s name."""
+        ...
+
     async def compile(self, request: CompileRequest, hashes: FileHashes) -> CompileAnswer:
         """Run or find ``request`` elsewhere.
 
         Raises:
-            DependencyError, CapacityError, CallerError: it did not work; the caller compiles locally.
+            DependencyError, CapacityError, CallerError: it did not work, or a compiler that is not the one of here
+                said no; the caller compiles locally.
         Cancellation: the request is given up; a worker may still finish it.
         """
         ...

@@ -25,7 +25,7 @@ from corral.compile.files import FileTable
 from corral.compile.frames import Head
 from corral.compile.keeping import Keeper
 from corral.compile.limits import CompileConfig
-from corral.compile.model import Outcome
+from corral.compile.model import CompilerIdentity, Outcome
 from corral.compile.plan import LiveSet, Plan, Roots, moment_now
 from corral.compile.store import ResultStore
 from corral.compile.telling import Teller
@@ -128,8 +128,7 @@ class CompileService:
             if identity is None:
                 self._beside.start(self._meet(plan, umask, caller), failed=partial(caller.reply, frames.PASS))
                 return None
-            if plan.identity is not identity:
-                plan.identify(identity)
+            self._identify(plan, identity)
         return self._decide(plan, umask, caller)
 
     def report(self, head: Head, frame: bytes) -> bytes:
@@ -171,11 +170,15 @@ class CompileService:
         """Learn who the compiler is, then go on."""
         with self._waiting.kept(caller):
             identity = await self._compilers.meet(plan.question)
-        if plan.identity is not identity:
-            plan.identify(identity)
+        self._identify(plan, identity)
         answer = self._decide(plan, umask, caller)
         if answer is not None:
             caller.reply(answer)
+
+    def _identify(self, plan: Plan, met: CompilerIdentity) -> None:
+        if plan.met is not met:
+            elsewhere = self._elsewhere
+            plan.identify(met, met if elsewhere is None else elsewhere.identity_of(plan, met))
 
     # Answers
 
@@ -194,14 +197,14 @@ class CompileService:
             now_s = self._clock.monotonic_s()
             until_s = now_s + self._config.follow_s if until_s is None else until_s
             if until_s <= now_s:
-                return self._run(plan, caller)
+                return self._at_home(plan, umask, caller)
             self._beside.start(self._follow(first, plan, umask, caller, until_s), failed=later)
             return None
         if self._elsewhere is not None:
             run = self._under_way.elsewhere(plan, caller)
             self._beside.start(self._look_elsewhere(self._elsewhere, run, live, umask), failed=later)
             return None
-        return self._run(plan, caller)
+        return self._at_home(plan, umask, caller)
 
     def _holding(self, plan: Plan, sets: list[LiveSet] | None = None) -> LiveSet | None:
         """The first set that a compile now would read; of those in the store unless ``sets`` are others."""
@@ -241,6 +244,13 @@ class CompileService:
             return None
         return frames.hit(0, here(result.stdout), here(result.stderr))
 
+    def _at_home(self, plan: Plan, umask: int, caller: Caller) -> bytes:
+        """The compiler of this machine shall do it, unless it is not the one that was wanted, and has done it."""
+        home = plan.at_home()
+        live = None if home is plan else self._holding(home)
+        answer = None if live is None else self._hit(home, live, umask)
+        return answer or self._run(home, caller)
+
     def _run(self, plan: Plan, caller: Caller) -> bytes:
         """Ask the wrapper to compile and to report."""
         captured = capture(plan.argv[1:], plan.invocation, plan.cacheable, plan.identity, terminal=plan.terminal)
@@ -277,7 +287,7 @@ class CompileService:
                 self._under_way.end(run)
         answer = None if found is None else self._taken(run, found, umask)
         if not caller.gone:
-            caller.reply(answer or self._run(plan, caller))
+            caller.reply(answer or self._at_home(plan, umask, caller))
 
     def _taken(self, run: Run, found: Found, umask: int) -> bytes | None:
         """Place what came from elsewhere; it is kept once the build has gone on."""

@@ -122,6 +122,7 @@ def _record(
         key=key,
         request_key=plan.request_key,
         compiler=plan.identity.version,
+        image=plan.identity.image,
         worker=result.origin if result is not None and result.origin != "local" else "",
         execution=result.execution if result is not None else "",
         inputs=plan.inputs,

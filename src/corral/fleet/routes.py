@@ -8,11 +8,32 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
+
 from corral.fleet.machine import Candidate, place
 from corral.fleet.service import Fleet
 from corral.fleet.tokens import TTL_S, RouteClaims, SigningKey
 from corral.kernel.clock import Clock
 from corral.kernel.errors import InvalidSpec, NoFeasibleWorker, QueueFull
+
+
+class _Key(msgspec.Struct, frozen=True):
+    tenant: str
+    root: str = ""
+
+
+class _Pool(msgspec.Struct, frozen=True):
+    key: _Key
+    idle: int = 0
+    busy: int = 0
+    frozen: int = 0
+
+
+class _Pools(msgspec.Struct, frozen=True):
+    """As much of a worker's pools (``sandboxes.pool.PoolStatistics``) as placement needs."""
+
+    pools: tuple[_Pool, ...] = ()
+
 
 PURPOSES: Final = frozenset({"compile"})
 _SLOTS_MAX: Final = 256
@@ -83,7 +104,8 @@ class Router:
         self._forget_old()
         if len(self._promises) >= _ROUTES_MAX:
             raise QueueFull(f"{_ROUTES_MAX} routes are out, the limit of this scheduler")
-        found = self._spread(tenant, image, slots, avoid)
+        # Workers tell digests, whatever their images are called.
+        found = self._spread(tenant, image.rpartition("@")[2], slots, avoid)
         if not found:
             raise NoFeasibleWorker(
                 "no worker that clients may dial has a free slot",
@@ -103,11 +125,11 @@ class Router:
         self._forget_old()
         return self._by_worker()
 
-    def _spread(self, tenant: str, image: str, slots: int, avoid: Collection[str]) -> dict[str, int]:
-        candidates = {each.worker_id: each for each in self._candidates(tenant, image)}
+    def _spread(self, tenant: str, digest: str, slots: int, avoid: Collection[str]) -> dict[str, int]:
+        candidates = {each.worker_id: each for each in self._candidates(tenant, digest)}
         found: dict[str, int] = {}
         for _ in range(slots):
-            worker_id = place(candidates.values(), image=image, avoid=avoid)
+            worker_id = place(candidates.values(), image=digest, avoid=avoid)
             if worker_id is None:
                 break
             found[worker_id] = found.get(worker_id, 0) + 1
@@ -121,7 +143,7 @@ class Router:
             )
         return found
 
-    def _candidates(self, tenant: str, image: str) -> Iterable[Candidate]:
+    def _candidates(self, tenant: str, digest: str) -> Iterable[Candidate]:
         promised = self._by_worker()
         for worker in self._fleet.dialable():
             state, registration = worker.state, worker.registration
@@ -133,7 +155,7 @@ class Router:
                 slots=registration.capacity.slots,
                 busy=len(state.runs) + max(state.executions, promised.get(worker_id, 0)),
                 images=frozenset(state.images) | frozenset(registration.images),
-                warm=bool(image) and f'"{tenant}"' in state.pools_json and image in state.pools_json,
+                warm=_is_warm(state.pools_json, tenant, digest),
             )
 
     def _promise(self, tenant: str, image: str, purpose: str, worker_id: str, slots: int) -> Route:
@@ -172,3 +194,18 @@ class Router:
     def _forget_old(self) -> None:
         now_s = self._clock.monotonic_s()
         self._promises = {name: each for name, each in self._promises.items() if each.until_s > now_s}
+
+
+def _is_warm(pools_json: str, tenant: str, digest: str) -> bool:
+    """True when sandboxes of this tenant, on the prepared image or on the worker's own root, are there."""
+    try:
+        pools = msgspec.json.decode(pools_json or "{}", type=_Pools).pools
+    except msgspec.DecodeError:
+        return False  # a worker of another version; a warm start is all that is lost
+    folder = digest.replace(":", "-")
+    return any(
+        each.key.tenant == tenant
+        and each.idle + each.busy + each.frozen > 0
+        and (f"/{folder}/" in f"{each.key.root}/" if digest else not each.key.root)
+        for each in pools
+    )

@@ -9,6 +9,7 @@ import http.client
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import tarfile
@@ -187,6 +188,24 @@ def write_docker_archive(path: Path, name: str, *layers: bytes, architecture: st
         )
     )
     return path
+
+
+def host_tree(*programs: str) -> bytes:
+    """A small system of the host's own programs (names, or absolute paths), with the libraries that they need."""
+    files: dict[str, bytes] = {}
+    for name in programs:
+        path = name if name.startswith("/") else shutil.which(name)
+        assert path is not None, f"{name} is not installed"
+        needed = subprocess.run(["ldd", path], capture_output=True, text=True, check=True).stdout
+        for found in (path, *re.findall(r"(/\S+) \(0x", needed)):
+            files[found.lstrip("/")] = Path(found).read_bytes()
+    tops = {name.partition("/")[0] for name in files}
+    links = [symlink(top, os.readlink(f"/{top}")) for top in sorted(tops) if os.path.islink(f"/{top}")]
+    real = {
+        os.path.realpath(f"/{os.path.dirname(name)}").lstrip("/") + "/" + os.path.basename(name): data
+        for name, data in files.items()
+    }
+    return tar_of(directory("usr"), *links, *(file(name, data, mode=0o755) for name, data in sorted(real.items())))
 
 
 # ---- a real registry ----

@@ -86,7 +86,7 @@ def _fields(path: str, record: Record | None, last: Event | None) -> list[tuple[
 def _changes(record: Record | None) -> list[str]:
     if record is None or not record.diffs:
         return []
-    return [f"since the time before {at(record.at_s)}:", *(f"  {diff}" for diff in record.diffs)]
+    return [f"at {at(record.at_s)} it was compiled because of:", *(f"  {diff}" for diff in record.diffs)]
 
 
 app = verb_app(explain)

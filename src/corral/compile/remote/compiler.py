@@ -11,7 +11,8 @@ import msgspec
 from corral.actions.adapters.messages import read_result
 from corral.actions.model import ActionResult
 from corral.compile import closure
-from corral.compile.model import FileTraits, IncludeSet, Outcome
+from corral.compile.identity import of_image, of_preprocessed
+from corral.compile.model import CompilerIdentity, FileTraits, IncludeSet, Outcome
 from corral.compile.paths import absolute
 from corral.compile.ports import CompileAnswer, CompileRequest, FileHashes
 from corral.compile.remote.asking import ask_closure, preprocess
@@ -60,6 +61,12 @@ class FleetCompiler:
         self.figures = RemoteFigures()
         self._foresight = Foresight()
 
+    def identity_of(self, program: str, here: CompilerIdentity) -> CompilerIdentity:
+        """See ``ports.RemoteCompiler``."""
+        config = self._config
+        found = of_image(program, here, config.image_digest) if config.image else here
+        return of_preprocessed(found) if config.source_mode is SourceMode.PREPROCESSED else found
+
     async def compile(self, request: CompileRequest, hashes: FileHashes) -> CompileAnswer:
         """See ``ports.RemoteCompiler``."""
         shipment, include_set, rules = await self._prepare(request, hashes)
@@ -102,7 +109,7 @@ class FleetCompiler:
             raise CannotShip("__DATE__ and __TIMESTAMP__ are another one on a worker")
         include_set = msgspec.structs.replace(include_set, bound_to="")
         shipment = lay_out(request, include_set, image=image, seen=hashes.known, same_file=_same_file)
-        return shipment, include_set, b""
+        return shipment, _of_project(include_set) if image else include_set, b""
 
     async def _attempt(
         self,
@@ -124,6 +131,8 @@ class FleetCompiler:
             self.figures.uploaded_bytes += door.uploaded_bytes
         self._check_signature(shipment.action, answer, route)
         result = read_result(answer.result, HashFunction.BLAKE3)
+        if result.exit_code and self.identity_of(request.argv[0], request.identity) is not request.identity:
+            raise CannotShip(f"the compiler there says no{_first_line(result.stderr)}")
         files = await self._outputs(request, door, answer, result)
         if rules:
             files["dependencies"] = rules
@@ -180,6 +189,20 @@ def _told(error: CorralError, route: WorkerRoute) -> CorralError:
     if isinstance(error, Unauthenticated):
         return InvalidSpec(f"worker {route.worker_id} does not accept the scheduler's token")
     return error
+
+
+def _of_project(include_set: IncludeSet) -> IncludeSet:
+    """Without what the image has of its own: its digest stands for that."""
+    return msgspec.structs.replace(
+        include_set,
+        files=tuple(each for each in include_set.files if not each[0].startswith("/")),
+        absent=tuple(each for each in include_set.absent if not each.startswith("/")),
+    )
+
+
+def _first_line(text: bytes) -> str:
+    line = text.decode(errors="replace").partition("\n")[0].strip()[:200]
+    return line and f": {line}"
 
 
 def _same_file(one: str, other: str) -> bool:

@@ -1,5 +1,6 @@
 """The nouns of remote compiles, and the port to the scheduler."""
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -15,6 +16,9 @@ OBJECT: Final = ".corral-object.o"
 RULES: Final = ".corral-rules.d"
 SOURCE: Final = ".corral-source.i"
 """Names in the directory of a compile, on the worker; nothing of a project is called so."""
+
+
+_IMAGE: Final = re.compile(r"(?:[^@\s]+@)?sha256:[0-9a-f]{64}")
 
 
 class SourceMode(StrEnum):
@@ -33,7 +37,8 @@ class RemoteConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         ca_file: PEM file of the CA of an ``https://`` scheduler; "" for those that this machine trusts.
         fingerprint: SHA-256 of its certificate, instead of a CA.
         tenant: whose cache and sandboxes; must be the token's.
-        image: the tool chain's image; "" runs on the worker's own root, whose tool chain must be the same as here.
+        image: the tool chain's image, with its digest (``gcc@sha256:…``); "" runs on the worker's own root, whose tool
+            chain must be the same as here.
         source_mode: "cas" or "preprocessed".
         slots: most executions at once.
         idle_s: slots that nobody used for so long are given back.
@@ -56,8 +61,18 @@ class RemoteConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     def __post_init__(self) -> None:
         if not 1 <= self.slots <= 256:
             raise ValueError("slots must be between 1 and 256")
+        if self.image and _IMAGE.fullmatch(self.image) is None:
+            raise ValueError(
+                f'image: "{self.image[:100]}" has no digest, and a tag may be another tool chain tomorrow; '
+                'write "name@sha256:…", which `corral image list` shows'
+            )
         if self.idle_s <= 0 or self.answer_s <= 0:
             raise ValueError("idle_s and answer_s must be above 0 seconds")
+
+    @property
+    def image_digest(self) -> str:
+        """``sha256:…``, "" without an image."""
+        return self.image.rpartition("@")[2]
 
     def secret(self, environment: Mapping[str, str]) -> str:
         """The token itself. Raises InvalidSpec when it is not where ``token`` says."""
