@@ -26,7 +26,7 @@ enum { ASK_COMPILE = 1, ASK_REPORT = 2 };
 enum { ANSWER_HIT = 1, ANSWER_PASS = 2, ANSWER_RUN = 3, ANSWER_DONE = 4, ANSWER_WAIT = 5, ANSWER_NOTE = 6 };
 enum { STDERR_IS_TERMINAL = 1 };
 enum { RUN_DEPENDENCIES = 1, RUN_HEADER_LIST = 2 };
-/* RUN_DEPENDENCIES: the last word of argv is replaced by the name of a memory file, which goes into the report.
+/* RUN_DEPENDENCIES: a word of argv is continued with the name of a memory file, which goes into the report.
  * RUN_HEADER_LIST: -H was added; its lines on stderr are ours, not the user's. */
 
 struct buffer {

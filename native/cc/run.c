@@ -209,9 +209,9 @@ static _Noreturn void leave(int status)
 
 struct plan {
 	uint64_t id;
-	uint32_t flags, memory_word;     /* which word of argv names the memory file, 0 for none */
+	uint32_t flags, memory_word;     /* which word of argv ends with the name of the memory file, 0 for none */
 	char **argv;
-	char memory_name[32];
+	char memory_name[32], word[64];
 	int memory;
 };
 
@@ -237,7 +237,11 @@ static bool read_plan(const struct command *command, struct reader *answer, stru
 		/* A file without a place: no directory to be there, no disk to be full, nothing to remove. */
 		plan->memory = memfd_create("dependencies", 0);
 		snprintf(plan->memory_name, sizeof plan->memory_name, "/proc/self/fd/%d", plan->memory);
-		plan->argv[plan->memory_word] = plan->memory_name;
+		/* The word is empty, or a flag that takes its value joined (-clang:). */
+		int wrote = snprintf(plan->word, sizeof plan->word, "%s%s", plan->argv[plan->memory_word], plan->memory_name);
+		if (wrote < 0 || (size_t)wrote >= sizeof plan->word)
+			return false;
+		plan->argv[plan->memory_word] = plan->word;
 	}
 	return !plan->memory_word || (plan->memory >= 0 && access(plan->memory_name, W_OK) == 0);
 }

@@ -82,6 +82,41 @@ def test_the_second_compile_is_a_hit_with_the_same_bytes(shared: Compiles, proje
     assert shared.outcomes()[-2:] == ["local-run", "local-hit"]
 
 
+@pytest.mark.skipif(shutil.which("clang") is None, reason="clang is not installed")
+def test_clang_with_the_command_line_of_cl_has_its_objects_words_and_lists_of_headers_replayed(
+    own: Compiles, project: Path
+) -> None:
+    cl = project / "clang-cl"
+    cl.symlink_to(shutil.which("clang") or "")
+    (project / "a.c").write_text('#include "config.h"\nint f(void) { int unused; return ANSWER; }\n')
+    (project / "all.rsp").write_text("/Iinclude /c /W4 /Z7 /Brepro /showIncludes a.c /Foout.obj")
+    aged(project / "a.c", project / "all.rsp")
+
+    def compiled() -> tuple[int, bytes, bytes, bytes]:
+        (project / "out.obj").unlink(missing_ok=True)
+        done = own.run(str(cl), "@all.rsp", cwd=project)
+        own.events()
+        return done.returncode, done.stdout, done.stderr, (project / "out.obj").read_bytes()
+
+    first, second = compiled(), compiled()
+    done = plain(str(cl), "@all.rsp", cwd=project)
+    made = (done.returncode, done.stdout, done.stderr, (project / "out.obj").read_bytes())
+    change(project / "include" / "config.h", "#define ANSWER 43\n")
+    third = compiled()
+    own.run(str(cl), "/Iinclude", "/c", "/Zi", "a.c", cwd=project)
+
+    assert first == second == made
+    assert b"including file" in done.stdout
+    assert b"unused" in done.stderr
+    assert third[3] != first[3]
+    assert [(event.outcome.value, event.why) for event in own.events()] == [
+        ("local-run", "first-time"),
+        ("local-hit", ""),
+        ("local-run", "header"),
+        ("bypass", "side-effect"),
+    ]
+
+
 def test_a_changed_header_is_compiled_anew_and_a_header_changed_back_is_a_hit(own: Compiles, project: Path) -> None:
     header = project / "include" / "config.h"
     own.run("gcc", *COMPILE, cwd=project)
@@ -276,6 +311,21 @@ def test_stdin_reaches_the_compiler(shared: Compiles, project: Path) -> None:
     done = shared.run("gcc", "-E", "-P", "-x", "c", "-", cwd=project, stdin=None, input=b"#define A 5\nA\n")
 
     assert done.stdout == b"5\n"
+
+
+def test_the_object_that_a_response_file_names_is_left_alone_once_it_is_there(own: Compiles, project: Path) -> None:
+    """What was read is asked of gcc afterwards, when make has gone on already."""
+    (project / "all.rsp").write_text("-Iinclude -g -MMD -c main.c -o main.o")
+    aged(project / "all.rsp")
+    plain("gcc", "@all.rsp", cwd=project)
+    made, rules = (project / "main.o").read_bytes(), (project / "main.d").read_bytes()
+
+    for _ in range(2):
+        own.run("gcc", "@all.rsp", cwd=project)
+        own.events()  # once it is stored
+
+        assert ((project / "main.o").read_bytes(), (project / "main.d").read_bytes()) == (made, rules)
+    assert own.outcomes() == ["local-run", "local-hit"]
 
 
 def test_a_response_file_that_changes_is_read_again(own: Compiles, project: Path) -> None:

@@ -223,7 +223,7 @@ class _World:
         """What the compiler says that it reads."""
         name = _name(state)
         if name not in self.listed:
-            done = self._run(plan, again(plan.argv[1:], rules="-"))
+            done = self._run(plan, again(plan.invocation, rules="-"))
             self.listed[name] = closure.parse_dependencies(done.stdout.decode())
         return self.listed[name]
 

@@ -328,6 +328,7 @@ def test_sums_tell_hits_misses_by_reason_and_time_saved() -> None:
 
 GCC = CompilerIdentity(digest="1", path="/usr/bin/gcc", vendor=Vendor.GCC)
 CLANG = CompilerIdentity(digest="2", path="/usr/bin/clang", vendor=Vendor.CLANG)
+CLANG_CL = CompilerIdentity(digest="2", path="/usr/bin/clang-cl", vendor=Vendor.CLANG)
 
 
 def captured(identity: CompilerIdentity, *words: str, terminal: bool = False) -> tuple[Source, list[str]]:
@@ -348,6 +349,8 @@ def captured(identity: CompilerIdentity, *words: str, terminal: bool = False) ->
         (GCC, ("-c", "a.i"), Source.NONE, []),
         (CLANG, ("-MMD", "-c", "a.c"), Source.GRAPH, ["-Xclang", "-dependency-dot", "-Xclang", ""]),
         (CLANG, ("-grecord-gcc-switches", "-c", "a.c"), Source.AGAIN, []),
+        (CLANG_CL, ("/c", "a.c"), Source.MEMORY, ["-clang:-MD", "-clang:-MF", "-clang:"]),
+        (CLANG_CL, ("/Z7", "/c", "a.c"), Source.AGAIN, []),
     ],
 )
 def test_nothing_is_added_that_changes_the_object(
@@ -362,10 +365,20 @@ def test_colours_are_forced_only_on_a_terminal_and_only_when_nobody_said_otherwi
     assert captured(CLANG, "-c", "a.i", "-fno-color-diagnostics", terminal=True)[1] == []
 
 
-def test_asking_again_writes_nothing_but_rules() -> None:
-    words = ("-g", "-MMD", "-MF", "a.d", "-MTx", "-Iinc", "-c", "a.c", "-oa.o", "-o", "b.o")
+@pytest.mark.parametrize(
+    ("line", "asked"),
+    [
+        ("gcc -g -MMD -MF a.d -MTx -MP -Iinc -c a.c -oa.o -o b.o --output=c.o", "-M -MF - -g -Iinc a.c"),
+        ("gcc -Wp,-DX,-MMD,a.d,-MT,-MD,-DY -c a.c", "-M -MF - -Wp,-DX,-DY a.c"),
+        ("gcc -Wp,-MD,a.d @more.rsp", "-M -MF - -g a.c"),
+        ("clang-cl /c /Z7 /Foa.obj /showIncludes a.c", "-clang:-M -clang:-MF -clang:- /Z7 a.c"),
+    ],
+)
+def test_asking_again_writes_nothing_but_rules(line: str, asked: str) -> None:
+    invocation = parse(line.split(), read_file={"more.rsp": b"-g -c a.c -o a.o"}.get)
+    assert isinstance(invocation, Invocation)
 
-    assert again(words, rules="-") == ["-M", "-MF", "-", "-g", "-Iinc", "a.c"]
+    assert again(invocation, rules="-") == asked.split()
 
 
 def test_a_graph_of_includes_gives_both_readings_of_a_name() -> None:

@@ -1,16 +1,17 @@
 """What is added to a command line so that a run tells what it read and prints as it would for a terminal. Pure.
 
 Nothing that is added may change the object. gcc notes ``-H`` in debug information (DW_AT_producer) but not ``-MD`` nor
-colours, and clang notes the whole command line when it is asked to; so there are several ways, and a last one that
-adds nothing and asks the preprocessor once more, behind the build's back.
+colours, and clang notes the whole command line when it is asked to, or writes CodeView; so there are several ways, and
+a last one that adds nothing and asks the preprocessor once more, behind the build's back.
 """
 
 from collections.abc import Sequence
 from enum import StrEnum
+from typing import Final
 
 import msgspec
 
-from corral.compile.model import Cacheable, Category, CompilerIdentity, Family, Invocation, Language, Vendor
+from corral.compile.model import Argument, Cacheable, Category, CompilerIdentity, Family, Invocation, Language, Vendor
 
 
 class Source(StrEnum):
@@ -29,7 +30,8 @@ class Capture(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         arguments: argv without the compiler.
-        memory_word: index in argv (the compiler counts) of the word that names the memory file; 0 for none.
+        memory_word: index in argv (the compiler counts) of the word that is continued with the name of the memory file;
+            0 for none.
         coloured: colours were forced on, because stderr is a terminal.
     """
 
@@ -62,9 +64,10 @@ def capture(
 ) -> Capture:
     """How to run this compile. ``terminal``: stderr is one, and takes colours."""
     gnu = invocation.family is Family.GNU
-    recording = any(word.startswith(_RECORDING) for word in arguments)
+    said = [word for each in invocation.arguments for word in each.words]  # also by response files
+    recording = any(word.startswith(_RECORDING) for word in said)
     clang_records = recording and identity.vendor is not Vendor.GCC
-    coloured = terminal and gnu and not clang_records and not any(word.startswith(_COLOUR_FLAGS) for word in arguments)
+    coloured = terminal and gnu and not clang_records and not any(word.startswith(_COLOUR_FLAGS) for word in said)
     front = ["-fdiagnostics-color=always"] if coloured else []
     source = _source(invocation, cacheable, identity, recording=recording)
     memory_word = 0
@@ -85,31 +88,43 @@ def _source(invocation: Invocation, cacheable: Cacheable, identity: CompilerIden
         return Source.NONE
     if rules is not None and rules.system_headers:
         return Source.FILE
+    debug = any(each.category is Category.DEBUG for each in invocation.arguments)
     if identity.vendor is not Vendor.GCC:
-        if recording:
+        if recording or (debug and invocation.family is Family.MSVC):
             return Source.AGAIN
         return Source.MEMORY if rules is None else Source.GRAPH
     if rules is None:
         return Source.MEMORY
-    debug = any(each.category is Category.DEBUG for each in invocation.arguments)
     return Source.AGAIN if debug or recording else Source.TREE
 
 
-def again(arguments: Sequence[str], *, rules: str) -> list[str]:
-    """argv (without the compiler) that only writes make rules to ``rules``: for :attr:`Source.AGAIN`."""
-    kept, skip = [], False
-    for word in arguments:
-        if skip:
-            skip = False
-        elif word in ("-MF", "-MT", "-MQ", "-o"):
-            skip = True
-        elif word in ("-c", "-MD", "-MMD", "-MP") or word.startswith(("-MF", "-MT", "-MQ", "-Wp,-MMD", "-Wp,-MD")):
-            continue
-        elif word.startswith("-o"):
-            continue
-        else:
-            kept.append(word)
-    return ["-M", "-MF", rules, *kept]
+def again(invocation: Invocation, *, rules: str) -> list[str]:
+    """argv (without the compiler) that writes make rules to ``rules``, and nothing else: for :attr:`Source.AGAIN`.
+
+    From the arguments, not from argv: what a response file holds would go on naming the object, which is there already.
+    """
+    cl = invocation.family is Family.MSVC
+    asked = ["-clang:-M", "-clang:-MF", f"-clang:{rules}"] if cl else ["-M", "-MF", rules]
+    return [*asked, *(word for each in invocation.arguments for word in _without_outputs(each))]
+
+
+_OUTPUTS: Final = frozenset({"-c", "-o", "/c", "/Fo", "/showIncludes", "/showIncludes:user"})
+_INNER_RULES: Final = ("-MD", "-MMD", "-MF", "-MT", "-MQ")
+
+
+def _without_outputs(argument: Argument) -> Sequence[str]:
+    """The words of an argument that ask for nothing to be written."""
+    if argument.flag in _OUTPUTS or argument.category is Category.DEPENDENCIES:
+        return ()
+    if argument.flag != "-Wp,":
+        return argument.words
+    inner: list[str] = []
+    skip = False
+    for word in (argument.value or "").split(","):
+        if not skip and word not in (*_INNER_RULES, "-MP"):
+            inner.append(word)
+        skip = not skip and word in _INNER_RULES
+    return (f"-Wp,{','.join(inner)}",) if inner else ()
 
 
 def read_graph(text: str) -> tuple[str, ...]:

@@ -80,6 +80,8 @@ def key_inputs(
     rules = invocation.dependency_file
     if rules is not None and not rules.targets:
         flags.append(f"target{_SEPARATOR}{spelled(cacheable.output, root=root)}")  # the rule begins with it
+    if invocation.family is Family.MSVC and _has_debug(invocation):
+        flags.append(f"object{_SEPARATOR}{relative(cacheable.output, cwd=cwd, root=root)}")  # CodeView names it
     if not cacheable.remote:
         flags.append(f"processor{_SEPARATOR}{processor()}")
     return KeyInputs(

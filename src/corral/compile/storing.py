@@ -192,7 +192,7 @@ def _ask_again(plan: Plan) -> bytes:
     environment: dict[str, str] = {**plan.search, **plan.environment}
     try:
         done = subprocess.run(
-            [plan.argv[0], *again(plan.argv[1:], rules="-")],
+            [plan.argv[0], *again(plan.invocation, rules="-")],
             cwd=plan.cwd,
             env=environment,
             stdin=subprocess.DEVNULL,

@@ -26,7 +26,7 @@ async def ask_closure(request: CompileRequest, hashes: FileHashes, *, now_s: flo
     """The include set of a compile, by -M. Raises CannotShip when it fails, or its result could not be kept."""
     if request.cacheable.language in closure.UNPREPROCESSED:
         return _gathered(request, (), hashes, now_s)
-    done = await asyncio.to_thread(_run, request, [request.argv[0], *again(request.argv[1:], rules="-")])
+    done = await asyncio.to_thread(_run, request, [request.argv[0], *again(request.invocation, rules="-")])
     return _gathered(request, closure.parse_dependencies(done.decode("utf-8", "surrogateescape")), hashes, now_s)
 
 
@@ -42,12 +42,12 @@ async def preprocess(request: CompileRequest, hashes: FileHashes, *, now_s: floa
 def _preprocess(request: CompileRequest) -> tuple[bytes, bytes, Sequence[str]]:
     with TemporaryDirectory(prefix="corral-cc-") as folder:
         wanted, all_rules = Path(folder, "wanted.d"), Path(folder, "all.d")
-        plain = [word for word in again(request.argv[1:], rules=str(all_rules)) if word != "-M"]
+        plain = [word for word in again(request.invocation, rules=str(all_rules)) if word != "-M"]
         text = _run(request, [request.argv[0], "-E", "-MD", *plain])
         rules = b""
         if request.invocation.dependency_file is not None:
             words = _rules_words(request, str(wanted))
-            _run(request, [request.argv[0], *words, *again(request.argv[1:], rules=str(wanted))[3:]])
+            _run(request, [request.argv[0], *words, *again(request.invocation, rules=str(wanted))[3:]])
             rules = wanted.read_bytes()
         return text, rules, closure.parse_dependencies(all_rules.read_text("utf-8", "surrogateescape"))
 
