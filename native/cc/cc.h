@@ -17,9 +17,11 @@
 #define REPLY_BYTES_MAX (64u << 20)
 #define CAPTURE_BYTES_MAX (1u << 20)     /* diagnostics that are kept; a result with more is not stored */
 #define DEPENDENCIES_BYTES_MAX (8u << 20)
+#ifndef SILENCE_MS
 #define SILENCE_MS 10000                 /* a daemon that says nothing for so long is given up */
+#endif
 #define START_MS 15000                   /* a daemon that is not ready by then counts as failed */
-#define RETRY_S 30                       /* how long a failed start is remembered */
+#define RETRY_S 30                       /* how long a failed start, or a silent daemon, is remembered */
 #define DEPTH_MAX 8                      /* wrappers that call wrappers */
 
 enum { ASK_COMPILE = 1, ASK_REPORT = 2 };
@@ -64,8 +66,12 @@ _Noreturn void become(const struct command *command);
 /* Connect to this user's daemon, start it if there is none. -1: there is none and it cannot be started now. */
 int open_daemon(const struct command *command, unsigned char token[TOKEN_BYTES]);
 
+/* The daemon said nothing for SILENCE_MS: the wrappers of the next RETRY_S shall not wait for it, too. */
+void mark_silent(void);
+
 bool send_frame(int daemon, const struct buffer *frame);
-/* Wait for the next answer that is not ANSWER_WAIT; a note for the user is printed. NULL: none came. The caller frees it. */
+/* Wait for the next answer that is not ANSWER_WAIT; a note for the user is printed. NULL: none came; errno is ETIMEDOUT
+ * when the daemon was silent for too long. The caller frees it. */
 unsigned char *receive_frame(int daemon, size_t *length);
 bool write_all(int descriptor, const void *bytes, size_t length);
 

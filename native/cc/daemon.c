@@ -23,6 +23,8 @@
 
 extern char **environ;
 
+static const char FAILED[] = "start.failed", SILENT[] = "silent";
+
 /* $CORRAL_CC_DIR, else $XDG_RUNTIME_DIR/corral-cc, else /tmp/corral-cc-UID; src/corral/compile/rendezvous.py agrees. */
 static bool name_directory(char *path, size_t size)
 {
@@ -218,18 +220,27 @@ static bool start(const struct command *command, int directory)
 	return byte == 'R';
 }
 
-static bool failed_lately(int directory)
+static bool marked_lately(int directory, const char *name)
 {
 	struct stat mark;
-	if (fstatat(directory, "start.failed", &mark, AT_SYMLINK_NOFOLLOW))
+	if (fstatat(directory, name, &mark, AT_SYMLINK_NOFOLLOW))
 		return false;
 	time_t age = time(NULL) - mark.st_mtime;
 	return age >= 0 && age < RETRY_S;
 }
 
+static void mark(int directory, const char *name)
+{
+	int file = openat(directory, name, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600);
+	if (file < 0)
+		return;
+	futimens(file, NULL);
+	close(file);
+}
+
 static int start_and_connect(const struct command *command, int directory, unsigned char token[TOKEN_BYTES])
 {
-	if (failed_lately(directory))
+	if (marked_lately(directory, FAILED))
 		return -1;
 	/* One of the many wrappers of a parallel build starts it, the others wait here. */
 	int lock = openat(directory, "start.lock", O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
@@ -238,15 +249,11 @@ static int start_and_connect(const struct command *command, int directory, unsig
 	while (flock(lock, LOCK_EX) < 0 && errno == EINTR)
 		;
 	int daemon = try_connect(directory, token);
-	if (daemon < 0 && !failed_lately(directory)) {
+	if (daemon < 0 && !marked_lately(directory, FAILED)) {
 		if (start(command, directory))
 			daemon = try_connect(directory, token);
-		int mark = daemon < 0 ? openat(directory, "start.failed", O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC,
-		                               0600) : -1;
-		if (mark >= 0) {
-			futimens(mark, NULL);
-			close(mark);
-		}
+		if (daemon < 0)
+			mark(directory, FAILED);
 	}
 	close(lock);
 	return daemon;
@@ -260,9 +267,22 @@ int open_daemon(const struct command *command, unsigned char token[TOKEN_BYTES])
 	int directory = open_directory(path, true);
 	if (directory < 0)
 		return -1;
-	int daemon = try_connect(directory, token);
-	if (daemon < 0)
-		daemon = start_and_connect(command, directory, token);
+	int daemon = -1;
+	if (!marked_lately(directory, SILENT)) {
+		daemon = try_connect(directory, token);
+		if (daemon < 0)
+			daemon = start_and_connect(command, directory, token);
+	}
 	close(directory);
 	return daemon;
+}
+
+void mark_silent(void)
+{
+	char path[PATH_MAX];
+	int directory = name_directory(path, sizeof path) ? open_directory(path, false) : -1;
+	if (directory < 0)
+		return;
+	mark(directory, SILENT);
+	close(directory);
 }

@@ -87,6 +87,8 @@ static void compile(const struct command *command)
 				replay(&rest);
 			if (answer[0] == ANSWER_RUN)
 				run_and_report(command, daemon, token, &rest);
+		} else if (errno == ETIMEDOUT) {
+			mark_silent();
 		}
 	}
 	close(daemon);

@@ -298,7 +298,7 @@ _Noreturn void run_and_report(const struct command *command, int daemon, const u
 	put_block(&report, dependencies.bytes, whole ? dependencies.length : 0);
 	size_t length;
 	/* The daemon takes its copies of the outputs before it says "done": the next line of make may change them. */
-	if (send_frame(daemon, &report) && well)
-		receive_frame(daemon, &length);
+	if (send_frame(daemon, &report) && well && !receive_frame(daemon, &length) && errno == ETIMEDOUT)
+		mark_silent();
 	leave(status);
 }

@@ -138,11 +138,15 @@ static bool receive_all(int daemon, unsigned char *to, size_t length)
 		int ready = poll(&readable, 1, SILENCE_MS);
 		if (ready < 0 && errno == EINTR)
 			continue;
+		if (ready == 0)
+			errno = ETIMEDOUT;
 		if (ready <= 0)
 			return false;
 		ssize_t got = recv(daemon, to, length, MSG_DONTWAIT);
 		if (got < 0 && (errno == EAGAIN || errno == EINTR))
 			continue;
+		if (got == 0)
+			errno = ECONNRESET;
 		if (got <= 0)
 			return false;
 		to += got;
@@ -158,8 +162,10 @@ unsigned char *receive_frame(int daemon, size_t *length)
 		if (!receive_all(daemon, header, sizeof header))
 			return NULL;
 		*length = header[0] | (size_t)header[1] << 8 | (size_t)header[2] << 16 | (size_t)header[3] << 24;
-		if (*length < 1 || *length > REPLY_BYTES_MAX)
+		if (*length < 1 || *length > REPLY_BYTES_MAX) {
+			errno = EBADMSG;
 			return NULL;
+		}
 		unsigned char *bytes = malloc(*length);
 		if (!bytes)
 			return NULL;

@@ -517,6 +517,58 @@ def test_without_a_daemon_the_compiler_compiles(own: Compiles, project: Path, tr
         assert own.outcomes() == ["local-run"]
 
 
+@pytest.mark.parametrize("trouble", ["another-token", "no-token", "no-socket", "a-file-for-a-socket"])
+def test_a_daemon_that_nobody_reaches_any_more_is_replaced_and_no_build_waits_for_it(
+    own: Compiles, project: Path, trouble: str
+) -> None:
+    own.run("gcc", *COMPILE, cwd=project)
+    pid = own.daemon
+    name = "token" if "token" in trouble else "socket"
+    if trouble == "another-token":
+        (own.private / name).write_bytes(bytes(32))
+    else:
+        (own.private / name).unlink()
+    if trouble == "a-file-for-a-socket":
+        (own.private / name).touch()
+    (project / "main.o").unlink()
+
+    done = own.run("gcc", *COMPILE, cwd=project)
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert (project / "main.o").is_file()
+    wait_until(lambda: has_ended(pid))
+    own.run("gcc", *COMPILE, cwd=project)
+    assert own.outcomes()[-1] == "local-hit"
+    assert "Traceback" not in (own.private / "daemon.log").read_text()
+
+
+def test_a_daemon_that_hangs_costs_one_wrapper_its_patience_and_no_other(
+    own: Compiles, project: Path, tmp_path: Path
+) -> None:
+    sources = sorted((Path(__file__).parents[2] / "native" / "cc").glob("*.c"))
+    flags = ("-std=gnu11", "-D_GNU_SOURCE", "-DSILENCE_MS=500")
+    subprocess.run(["gcc", *flags, *map(str, sources), "-o", str(tmp_path / "corral-cc")], check=True)
+    own.run("gcc", *COMPILE, cwd=project)
+    pid = own.daemon
+    mark = own.private / "silent"
+
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        first = own.run("gcc", *COMPILE, cwd=project, executable=tmp_path / "corral-cc")
+        marked_ns = mark.stat().st_mtime_ns
+        later = own.run("gcc", *COMPILE, cwd=project)
+        marked_again = mark.stat().st_mtime_ns != marked_ns  # as one does that has waited
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    os.utime(mark, (0, 0))  # half a minute later
+    own.run("gcc", *COMPILE, cwd=project)
+
+    for done in (first, later):
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert not marked_again
+    assert [event.outcome.value for event in own.events()][-1] == "local-hit"
+
+
 def test_64_wrappers_at_once_start_one_daemon_and_all_compile(own: Compiles, project: Path) -> None:
     for number in range(64):
         (project / f"part{number}.c").write_text(f"int part{number}(void) {{ return {number % 8}; }}\n")

@@ -85,8 +85,9 @@ class Daemon:
             uid=os.geteuid(),
             connections_max=self.config.connections,
         )
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink("start.failed", dir_fd=private)
+        for mark in ("start.failed", "silent"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(mark, dir_fd=private)
         _tell_ready(ready)
         async with self._service.running(), asyncio.TaskGroup() as group:
             self._beside = group
@@ -120,7 +121,7 @@ class Daemon:
         self._beside.create_task(work)
 
     async def _upkeep(self, private: int) -> None:
-        ours = os.stat(SOCKET, dir_fd=private).st_ino
+        ours = _entrance(private)
         await asyncio.to_thread(self._store.sweep)
         cleaned_s = -_CLEAN_EVERY_S
         while True:
@@ -133,7 +134,7 @@ class Daemon:
                 self._fleet.slots.tick()
             if _stamp(self._file) != self._file_seen:
                 self._reload()
-            if _inode(private) != ours:  # removed: nobody can reach us any more
+            if _entrance(private) != ours:  # removed or overwritten: nobody can reach us any more
                 self._stopping.set()
             idle_s = self._clock.monotonic_s() - self._service.used_s
             if idle_s > self.config.idle_s and not self._service.busy:
@@ -187,11 +188,14 @@ def _stamp(file: Path | None) -> tuple[int, int]:
     return (0, 0) if found is None else (found.st_mtime_ns, found.st_ino)
 
 
-def _inode(private: int) -> int:
-    try:
-        return os.stat(SOCKET, dir_fd=private).st_ino
-    except OSError:
-        return 0
+def _entrance(private: int) -> tuple[tuple[int, int], ...]:
+    """Which socket and which token wrappers find."""
+    found = []
+    for name in (SOCKET, TOKEN):
+        with contextlib.suppress(OSError):
+            seen = os.stat(name, dir_fd=private)
+            found.append((seen.st_ino, seen.st_mtime_ns))
+    return tuple(found)
 
 
 def _tell_ready(ready: int) -> None:

@@ -72,10 +72,11 @@ def bind(private: int) -> socket.socket:
 
 
 def is_served(private: int) -> bool:
-    """Tell whether a daemon answers in the open directory."""
+    """Tell whether wrappers find a daemon in the open directory: one that answers, and its token."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
             probe.connect(_address(private))
+            os.stat(TOKEN, dir_fd=private)
         except OSError:
             return False
     return True

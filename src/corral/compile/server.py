@@ -99,7 +99,7 @@ class Server:
     def admit(self, connection: Connection, uid: int) -> bool:
         """Tell whether this peer may speak."""
         if uid != self._uid:
-            _log.error("security", event="compile-stranger", uid=uid)
+            _log.error("compile-stranger", category="security", uid=uid)
             return False
         if len(self._connections) >= self._connections_max:
             return False
@@ -116,7 +116,7 @@ class Server:
         """Answer one frame. Raises MalformedFrame."""
         head = frames.read_head(frame)
         if not hmac.compare_digest(head.token, self._token):
-            _log.error("security", event="compile-token-refused")
+            _log.error("compile-token-refused", category="security")
             raise MalformedFrame("a wrong token")
         if head.kind == frames.COMPILE:
             answer = self._ask(head, frame, connection)
