@@ -62,6 +62,9 @@ def test_an_ordinary_compile_may_be_kept(line: str) -> None:
         ("gcc -fcallgraph-info=su -c a.c", "side-effect", "-fcallgraph-info=su"),
         ("gcc -fdiagnostics-format=sarif-file -c a.c", "side-effect", "-fdiagnostics-format=sarif-file"),
         ("clang -MJ a.json -c a.c", "side-effect", "-MJ a.json"),
+        ("clang -save-stats -c a.c", "side-effect", "-save-stats"),
+        ("clang -fbasic-block-sections=list=a.txt -c a.c", "side-effect", "-fbasic-block-sections=list=a.txt"),
+        ("clang --config-system-dir=/etc/c -c a.c", "side-effect", "--config-system-dir=/etc/c"),
         ("clang -ftime-trace -c a.c", "side-effect", "-ftime-trace"),
         ("clang --serialize-diagnostics a.dia -c a.c", "side-effect", "--serialize-diagnostics a.dia"),
         ("clang -Xclang -emit-module -c a.c", "side-effect", "-Xclang -emit-module"),
@@ -112,7 +115,7 @@ def test_code_for_the_processor_at_hand_stays_at_hand() -> None:
 
 
 def test_files_that_no_list_tells_are_named() -> None:
-    judged = _judged("clang -fsanitize=address -fsanitize-ignorelist=skip.txt -c a.c")
+    judged = _judged("clang -fsanitize-ignorelist=skip.txt -fsanitize-coverage-allowlist=take.txt -c a.c")
 
     assert isinstance(judged, Cacheable)
-    assert judged.reads == ("skip.txt",)
+    assert judged.reads == ("skip.txt", "take.txt")

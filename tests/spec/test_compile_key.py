@@ -3,7 +3,7 @@
 import pytest
 
 from corral.compile import cacheability, grammars, key
-from corral.compile.model import Cacheable, CompilerIdentity, IncludeSet, Invocation
+from corral.compile.model import Cacheable, CompilerIdentity, IncludeSet, Invocation, Vendor
 
 _GCC = CompilerIdentity(digest="aa", path="/usr/bin/gcc", vendor=None)
 
@@ -101,6 +101,17 @@ def test_debug_information_holds_the_directory_unless_it_is_mapped() -> None:
         assert _key(line.format(root="/one"), root="/one") == _key(line.format(root="/two"), root="/two")
     useless = "gcc -g -ffile-prefix-map={root}/sub=x -c a.c"
     assert _key(useless.format(root="/one"), root="/one") != _key(useless.format(root="/two"), root="/two")
+
+
+def test_an_object_that_holds_its_command_line_is_of_that_command_line_alone() -> None:
+    clang = CompilerIdentity(digest="cc", path="/usr/bin/clang", vendor=Vendor.CLANG)
+    gcc = CompilerIdentity(digest="aa", path="/usr/bin/gcc", vendor=Vendor.GCC)
+    one, other = (f"clang -g -grecord-gcc-switches -c a.c -o {name}.o" for name in "ab")
+
+    assert _key(one, identity=clang) != _key(other, identity=clang)
+    assert _key(one, identity=gcc) == _key(other, identity=gcc)
+    assert _key("clang-cl /Z7 /c a.c /Foa.obj", identity=clang) != _key("clang-cl /Z7 /c a.c /Fob.obj", identity=clang)
+    assert _key("clang-cl /c a.c /Foa.obj", identity=clang) == _key("clang-cl /c a.c /Fob.obj", identity=clang)
 
 
 def test_the_directory_below_the_root_counts() -> None:

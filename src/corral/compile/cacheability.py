@@ -209,7 +209,10 @@ def _judge_lto(invocation: Invocation) -> Bypass | None:
     return None
 
 
-_READ_BY: Final = ("-specs=", "-fsanitize-blacklist=", "-fsanitize-ignorelist=")
+_READ_BY: Final = (
+    *("-specs=", "-fsanitize-blacklist=", "-fsanitize-ignorelist="),
+    *("-fsanitize-coverage-allowlist=", "-fsanitize-coverage-ignorelist="),
+)
 
 
 def _reads(invocation: Invocation) -> tuple[str, ...]:

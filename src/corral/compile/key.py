@@ -21,6 +21,7 @@ from corral.compile.model import (
     IncludeSet,
     Invocation,
     KeyInputs,
+    Vendor,
 )
 from corral.compile.paths import relative, spelled
 
@@ -82,6 +83,8 @@ def key_inputs(
         flags.append(f"target{_SEPARATOR}{spelled(cacheable.output, root=root)}")  # the rule begins with it
     if invocation.family is Family.MSVC and _has_debug(invocation):
         flags.append(f"object{_SEPARATOR}{relative(cacheable.output, cwd=cwd, root=root)}")  # CodeView names it
+    if records_command_line(invocation, identity):
+        flags.append(_SEPARATOR.join(word for each in invocation.arguments for word in each.words))
     if not cacheable.remote:
         flags.append(f"processor{_SEPARATOR}{processor()}")
     return KeyInputs(
@@ -92,6 +95,13 @@ def key_inputs(
         subdirectory=relative(".", cwd=cwd, root=root),
         source=relative(cacheable.source, cwd=cwd, root=root),
         language=cacheable.language,
+    )
+
+
+def records_command_line(invocation: Invocation, identity: CompilerIdentity) -> bool:
+    """True when the object holds all words of the command line; gcc puts down only what changes the code."""
+    return identity.vendor is not Vendor.GCC and any(
+        each.category is Category.DEBUG and each.value == "record-gcc-switches" for each in invocation.arguments
     )
 
 

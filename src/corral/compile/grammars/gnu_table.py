@@ -79,7 +79,11 @@ _PLACES: Final = (
     *_rows("-B", Shape.EITHER, Category.INCLUDE),
     *_rows("-specs= --specs=", Shape.JOINED, Category.INCLUDE, canonical="-specs="),
     *_rows("-specs --specs", Shape.SEPARATE, Category.INCLUDE, canonical="-specs="),
-    *_rows("-fsanitize-blacklist= -fsanitize-ignorelist=", Shape.JOINED, Category.INCLUDE),
+    *_rows(
+        "-fsanitize-blacklist= -fsanitize-ignorelist= -fsanitize-coverage-allowlist= -fsanitize-coverage-ignorelist=",
+        Shape.JOINED,
+        Category.INCLUDE,
+    ),
 )
 
 _MEANINGS: Final = (
@@ -124,13 +128,23 @@ _LINKER: Final = (
 
 # What writes files that are not brought back, or reads files that nobody tells of.
 _SIDE_EFFECTS: Final = (
-    *_rows("-save-temps --save-temps", Shape.ALONE, Category.OUTPUT, bypass=BypassReason.SIDE_EFFECT),
-    *_rows("-save-temps= --save-temps=", Shape.JOINED, Category.OUTPUT, bypass=BypassReason.SIDE_EFFECT),
+    *_rows(
+        "-save-temps --save-temps -save-stats --save-stats",
+        Shape.ALONE,
+        Category.OUTPUT,
+        bypass=BypassReason.SIDE_EFFECT,
+    ),
+    *_rows(
+        "-save-temps= --save-temps= -save-stats= --save-stats=",
+        Shape.JOINED,
+        Category.OUTPUT,
+        bypass=BypassReason.SIDE_EFFECT,
+    ),
     *_rows(
         "-fdump- -fcallgraph-info -fstack-usage -fdiagnostics-format= -fsave-optimization-record "
         "-foptimization-record- -fopt-info -ftime-trace -ftime-report -fmem-report -fproc-stat-report -fcompare-debug "
         "-fdiagnostics-add-output= -fdiagnostics-set-output= -fcrash-diagnostics-dir= -fdump-go-spec= -gsplit-dwarf "
-        "-fanalyzer-dump -fsched-verbose",
+        "-fanalyzer-dump -fsched-verbose -fbasic-block-sections=list= -fthinlto-index=",
         Shape.JOINED,
         Category.FEATURE,
         bypass=BypassReason.SIDE_EFFECT,
@@ -143,7 +157,7 @@ _SIDE_EFFECTS: Final = (
         bypass=BypassReason.SIDE_EFFECT,
     ),
     *_rows(
-        "-d -aux-info= -working-directory= -time= --config=",
+        "-d -aux-info= -working-directory= -time= --config= --config-system-dir= --config-user-dir=",
         Shape.JOINED,
         Category.OUTPUT,
         bypass=BypassReason.SIDE_EFFECT,

@@ -13,6 +13,7 @@ import blake3
 
 from corral.actions.adapters.messages import write_action, write_command, write_directory
 from corral.actions.model import Action, ActionDirectory, ActionFile, ActionSubdirectory, Command
+from corral.compile import key
 from corral.compile.files import FileEntry
 from corral.compile.model import Argument, Category, Family, IncludeSet, Invocation
 from corral.compile.paths import absolute
@@ -86,6 +87,8 @@ def _checked_root(request: CompileRequest) -> str:
         raise CannotShip("remote compiles need a project: put a file .corral into its root")
     if request.invocation.family is not Family.GNU:
         raise CannotShip("compilers with the command line of cl run here only")
+    if key.records_command_line(request.invocation, request.identity):
+        raise CannotShip("the object holds its command line, which is another one on a worker")
     return request.root
 
 
