@@ -34,7 +34,8 @@ from corral.wire.v1.door_pb2_grpc import DoorStub
 
 pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="there is no gcc on this machine")
 
-_IDENTITY = CompilerIdentity(digest="ab" * 32, path="/usr/bin/gcc", vendor=Vendor.GCC)
+_GCC = CompilerIdentity(digest="ab" * 32, path="/usr/bin/gcc", vendor=Vendor.GCC)
+_CLANG = CompilerIdentity(digest="ab" * 32, path="/usr/bin/clang", vendor=Vendor.CLANG)
 
 
 @dataclass
@@ -75,6 +76,10 @@ def _project(folder: Path) -> Path:
     (project / "src" / "a.c").write_text(
         '#include <stdio.h>\n#include "x.h"\nint f(void) { int unused; return puts(__FILE__) + X; }\n'
     )
+    (project / "inc" / "part.inc").write_text("\tnop\n")
+    (project / "src" / "b.S").write_text(
+        '#include "x.h"\n\t.globl f\nf:\tmov $X, %eax\n\t.include "inc/part.inc"\n\tret\n\t.incbin "inc/y.h"\n'
+    )
     return project
 
 
@@ -87,7 +92,8 @@ def _request(project: Path, line: str, include_set: IncludeSet | None = None) ->
     cacheable = cacheability.judge(invocation, environment)
     assert not isinstance(cacheable, Bypass)
     root = str(project)
-    inputs = key.key_inputs(invocation, cacheable, identity=_IDENTITY, environment=environment, cwd=root, root=root)
+    identity = _CLANG if "clang" in argv[0] else _GCC
+    inputs = key.key_inputs(invocation, cacheable, identity=identity, environment=environment, cwd=root, root=root)
     return CompileRequest(
         argv=tuple(argv),
         cwd=root,
@@ -95,7 +101,7 @@ def _request(project: Path, line: str, include_set: IncludeSet | None = None) ->
         environment=environment,
         invocation=invocation,
         cacheable=cacheable,
-        identity=_IDENTITY,
+        identity=identity,
         inputs=inputs,
         request_key=key.request_key(inputs),
         include_set=include_set,
@@ -132,9 +138,17 @@ def test_inputs_lie_where_the_runner_puts_them() -> None:
         "gcc -g -ffile-prefix-map={root}=. -Iinc -c src/a.c -o out.o",
         "gcc -Iinc -Wp,-MMD,out.d -c src/a.c -o out.o",
         "gcc -Wmissing-include-dirs -Isrc/../inc -include inc/y.h -c src/a.c -o out.o",
+        "gcc -g -Iinc -MMD -c src/b.S -o out.o",
+        "g++ -g -x c++ -Iinc -c {root}/src/a.c -o out.o",
+        "clang -Wall -g -Iinc -MD -c src/a.c -o out.o",
+        "clang -g -O2 -I{root}/inc -MMD -MP -c {root}/src/a.c -o out.o",
+        "clang -Iinc -c src/b.S -o out.o",
     ],
 )
 async def test_an_object_from_a_worker_is_the_one_that_would_be_made_here(line: str, tmp_path: Path) -> None:
+    compiler = line.partition(" ")[0]
+    if shutil.which(compiler) is None:
+        pytest.skip(f"{compiler} is not installed")
     project = _project(tmp_path)
     made, stderr, rules = _locally(project, line)
 
@@ -521,8 +535,21 @@ async def test_paranoid_clients_take_nothing_that_its_worker_did_not_sign(tmp_pa
             await _compile(fleet, project, "gcc -Iinc -c src/a.c -o out.o")
 
 
-@pytest.mark.parametrize("line", ["gcc -c ../elsewhere.c -o out.o", "gcc -Ilink/.. -c link/../b.c -o out.o"])
-async def test_what_lies_outside_or_leads_through_a_link_is_compiled_here(line: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "line",
+    [
+        "gcc -c ../elsewhere.c -o out.o",
+        "gcc -Ilink/.. -c link/../b.c -o out.o",
+        "clang -g -Iinc -c src/b.S -o out.o",  # its line table names the directory, whatever the maps say
+        "clang -g -grecord-gcc-switches -Iinc -c src/a.c -o out.o",  # the object holds its command line
+    ],
+)
+async def test_what_lies_outside_or_would_be_another_one_on_a_worker_is_compiled_here(
+    line: str, tmp_path: Path
+) -> None:
+    compiler = line.partition(" ")[0]
+    if shutil.which(compiler) is None:
+        pytest.skip(f"{compiler} is not installed")
     project = _project(tmp_path)
     (tmp_path / "elsewhere.c").write_text("int e;\n")
     (tmp_path / "far" / "off").mkdir(parents=True)

@@ -15,7 +15,7 @@ from corral.actions.adapters.messages import write_action, write_command, write_
 from corral.actions.model import Action, ActionDirectory, ActionFile, ActionSubdirectory, Command
 from corral.compile import key
 from corral.compile.files import FileEntry
-from corral.compile.model import Argument, Category, Family, IncludeSet, Invocation
+from corral.compile.model import Argument, Category, Family, IncludeSet, Invocation, Language, Vendor
 from corral.compile.paths import absolute
 from corral.compile.ports import CompileRequest
 from corral.compile.remote.model import OBJECT, RULES, SOURCE, Shipment
@@ -89,6 +89,9 @@ def _checked_root(request: CompileRequest) -> str:
         raise CannotShip("compilers with the command line of cl run here only")
     if key.records_command_line(request.invocation, request.identity):
         raise CannotShip("the object holds its command line, which is another one on a worker")
+    assembly = request.cacheable.language in (Language.ASSEMBLER, Language.ASSEMBLER_CPP)
+    if assembly and request.inputs.directory and request.identity.vendor is not Vendor.GCC:
+        raise CannotShip("clang names the directory in the debug information of assembly, and maps do not reach it")
     return request.root
 
 
