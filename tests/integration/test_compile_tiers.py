@@ -195,6 +195,12 @@ def outcomes(home: Path) -> list[str]:
     return [event.outcome.value for event in read_journal(home / "store", since_s=0)]
 
 
+def refused(home: Path, project: Path) -> str:
+    record = Records(home / "store", records_max=10).read(str(project / "main.c"))
+    assert record is not None
+    return record.refused
+
+
 async def test_a_worker_compiles_and_the_result_stays_here(tmp_path: Path, project: Path) -> None:
     fleet = Fleet()
     async with daemon(tmp_path, fleet) as (running, service):
@@ -234,6 +240,7 @@ async def test_without_the_fleet_the_compiler_compiles_here_and_one_line_says_so
         if isinstance(error, WorkerLost):
             assert stderr == b"corral: not compiled by the fleet (no worker answers); compiling here\n"
             assert outcomes(tmp_path) == ["local-run"]
+            assert refused(tmp_path, project) == "no worker answers"
 
 
 async def test_an_image_has_results_of_its_own_and_what_is_compiled_here_meanwhile_is_never_taken_for_them(
@@ -275,6 +282,7 @@ async def test_without_a_project_nothing_leaves_the_machine(tmp_path: Path, proj
         assert status == 0
         assert not fleet.requests
         assert outcomes(tmp_path) == ["local-run"]
+        assert refused(tmp_path, project) == "the project has no mark; put a file .corral into its root"
 
 
 async def test_equal_compiles_ask_the_fleet_once_and_other_headers_ask_again(tmp_path: Path, project: Path) -> None:

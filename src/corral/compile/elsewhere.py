@@ -47,6 +47,14 @@ class Elsewhere:
             return here
         return self._remote.identity_of(plan.argv[0], here)
 
+    def refusal(self, plan: Plan) -> str:
+        """Why no worker is asked for ``plan``; "" when one is, or when there is no fleet."""
+        if self._remote is None or plan.travels:
+            return ""
+        if not plan.root:
+            return "the project has no mark; put a file .corral into its root"
+        return "it is for the processor of this machine"
+
     async def find(
         self,
         plan: Plan,

@@ -18,6 +18,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         inputs: all but contents; None for a bypass that came before it was known.
         files: what was read: path (project-relative) to hash; empty for a bypass.
         worker: who ran it, "" for this machine.
+        refused: why no worker did, "" when none was asked.
         execution: names the audit row of a worker's run.
         diffs: what had changed since the attempt before, unless this was a hit.
     """
@@ -35,6 +36,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     compiler: str = ""
     image: str = ""
     worker: str = ""
+    refused: str = ""
     execution: str = ""
     inputs: KeyInputs | None = None
     files: dict[str, str] = {}

@@ -129,6 +129,7 @@ class Keeper:
             include_set=kept.include_set,
             result_key=kept.result_key,
             not_kept=kept.why,
+            refused=run.refused,
         )
         self._store.clean_if_over(now_s=now_s)
         return kept, why

@@ -244,17 +244,18 @@ class CompileService:
             return None
         return frames.hit(0, here(result.stdout), here(result.stderr))
 
-    def _at_home(self, plan: Plan, umask: int, caller: Caller) -> bytes:
+    def _at_home(self, plan: Plan, umask: int, caller: Caller, *, refused: str = "") -> bytes:
         """The compiler of this machine shall do it, unless it is not the one that was wanted, and has done it."""
         home = plan.at_home()
         live = None if home is plan else self._holding(home)
         answer = None if live is None else self._hit(home, live, umask)
-        return answer or self._run(home, caller)
+        return answer or self._run(home, caller, refused)
 
-    def _run(self, plan: Plan, caller: Caller) -> bytes:
+    def _run(self, plan: Plan, caller: Caller, refused: str) -> bytes:
         """Ask the wrapper to compile and to report."""
         captured = capture(plan.argv[1:], plan.invocation, plan.cacheable, plan.identity, terminal=plan.terminal)
-        run = self._under_way.here(plan, caller, captured, started_ns=int(self._clock.now_s() * 1e9))
+        now_ns = int(self._clock.now_s() * 1e9)
+        run = self._under_way.here(plan, caller, captured, started_ns=now_ns, refused=refused)
         listing = captured.source is Source.TREE
         return frames.run(run.number, captured.arguments, memory_word=captured.memory_word, header_list=listing)
 
@@ -276,18 +277,20 @@ class CompileService:
         """A shared store, a worker; when neither helps, the wrapper compiles. Equal compiles wait meanwhile."""
         plan, caller = run.plan, run.caller
         found: Found | None = None
+        refused = elsewhere.refusal(plan)
         try:
             with self._waiting.kept(caller):
                 found = await elsewhere.find(plan, live, partial(self._holding, plan), self._table)
         except CorralError as error:
-            text = f"corral: not compiled by the fleet ({error.message}); compiling here"
+            refused = error.message
+            text = f"corral: not compiled by the fleet ({refused}); compiling here"
             self._waiting.note(caller, text, now_s=self._clock.monotonic_s())
         finally:
             if found is None or found.entry is None:
                 self._under_way.end(run)
         answer = None if found is None else self._taken(run, found, umask)
         if not caller.gone:
-            caller.reply(answer or self._at_home(plan, umask, caller))
+            caller.reply(answer or self._at_home(plan, umask, caller, refused=refused))
 
     def _taken(self, run: Run, found: Found, umask: int) -> bytes | None:
         """Place what came from elsewhere; it is kept once the build has gone on."""

@@ -76,6 +76,7 @@ class Teller:
         include_set: IncludeSet | None,
         result_key: str,
         not_kept: str = "",
+        refused: str = "",
         result: Result | None = None,
     ) -> str:
         """Write down why this was no hit; the reason in one word. Blocking."""
@@ -83,7 +84,7 @@ class Teller:
         before = self._records.read(plan.source) if hit is None else hit.record()
         files = dict(include_set.files) if include_set is not None else {} if before is None else before.files
         after = _record(plan, outcome, self._clock.now_s(), key=result_key, files=files, why=not_kept, result=result)
-        after = msgspec.structs.replace(after, diffs=diffs(before, after))
+        after = msgspec.structs.replace(after, refused=refused, diffs=diffs(before, after))
         self._records.write(after)
         return "not-stored" if not_kept else reason(after, before)
 

@@ -7,16 +7,21 @@ from corral.kernel.concurrency import Signal
 
 
 class Run:
-    """One compile. ``capture`` is how its wrapper runs it, None when it runs elsewhere; ``started_ns``: wall time."""
+    """One compile. ``capture`` is how its wrapper runs it, None when it runs elsewhere; ``started_ns``: wall time;
+    ``refused``: why no worker runs it, "" when none was asked.
+    """
 
-    __slots__ = ("caller", "capture", "changed", "number", "plan", "started_ns")
+    __slots__ = ("caller", "capture", "changed", "number", "plan", "refused", "started_ns")
 
-    def __init__(self, plan: Plan, caller: Caller, number: int, captured: Capture | None, started_ns: int) -> None:
+    def __init__(
+        self, plan: Plan, caller: Caller, number: int, captured: Capture | None, started_ns: int, refused: str = ""
+    ) -> None:
         self.plan = plan
         self.caller = caller
         self.number = number
         self.capture = captured
         self.started_ns = started_ns
+        self.refused = refused
         self.changed = Signal()
 
 
@@ -46,10 +51,10 @@ class UnderWay:
         self._first[plan.request_key] = run
         return run
 
-    def here(self, plan: Plan, caller: Caller, captured: Capture, *, started_ns: int) -> Run:
+    def here(self, plan: Plan, caller: Caller, captured: Capture, *, started_ns: int, refused: str) -> Run:
         """The wrapper is asked to compile."""
         self._numbers += 1
-        run = self._reporting[self._numbers] = Run(plan, caller, self._numbers, captured, started_ns)
+        run = self._reporting[self._numbers] = Run(plan, caller, self._numbers, captured, started_ns, refused)
         self._first.setdefault(plan.request_key, run)
         return run
 

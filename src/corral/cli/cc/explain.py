@@ -74,6 +74,7 @@ def _fields(path: str, record: Record | None, last: Event | None) -> list[tuple[
             ("compiler", record.compiler),
             ("image", record.image),
             ("worker", record.worker),
+            ("no worker", record.refused),
             ("audit row", record.execution and f"corral audit list --task {record.execution}"),
             ("project", record.root or "no .corral or .git above it: results hold for this place only"),
             ("key", record.key),

@@ -32,13 +32,18 @@ def stats(since: Since = "", json: Json = False) -> None:
 
 def _fields(found: Statistics, report: StoreReport, local: Local) -> list[tuple[str, str]]:
     rate = f" ({found.hit_rate:.0%} of what can be cached)" if found.hits + found.runs else ""
+    away = {name: found.outcomes.get(name, 0) for name in ("shared-hit", "remote-hit", "remote-run")}
+    stores = [f"{away['shared-hit']} in the shared store"] if away["shared-hit"] else []
+    stores += [f"{away['remote-hit']} at a worker"] if away["remote-hit"] else []
+    hits = f", {' and '.join(stores)}" if stores else ""
+    workers = f", {away['remote-run']} by workers" if away["remote-run"] else ""
     runs = ", ".join(f"{count} {why}" for why, count in found.misses.items())
     bypasses = ", ".join(f"{count} {why}" for why, count in found.bypasses.items())
     daemon = local.daemon
     return [
         ("requests", str(found.requests)),
-        ("hits", f"{found.hits}{rate}"),
-        ("compiled", f"{found.runs}" + (f": {runs}" if runs else "")),
+        ("hits", f"{found.hits}{rate}{hits}"),
+        ("compiled", f"{found.runs}{workers}" + (f": {runs}" if runs else "")),
         ("failed", str(found.failed) if found.failed else ""),
         ("not for us", bypasses),
         ("time saved", format_duration(found.saved_s)),
