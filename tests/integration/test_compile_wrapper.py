@@ -209,6 +209,7 @@ def test_another_assembler_that_the_driver_would_run_is_another_compiler(own: Co
     with (tools / "as").open("ab") as file:
         file.write(b"of another build")
     own.run("gcc", f"-B{tools}", *COMPILE, cwd=project)
+    own.events()  # told when it is stored, which may be after the hit
     own.run("gcc", *COMPILE, cwd=project)
 
     assert own.outcomes() == ["local-run", "local-run", "local-run", "local-hit"]

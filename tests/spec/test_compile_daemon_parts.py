@@ -410,6 +410,12 @@ def test_every_mistake_of_the_section_is_told_at_once(tmp_path: Path) -> None:
     assert len(caught.value.mistakes) == 3
 
 
+def test_a_paranoid_client_has_no_store_that_others_could_have_written() -> None:
+    settings = {"CORRAL_COMPILE__SHARED__URL": "s3://compiles", "CORRAL_COMPILE__REMOTE__PARANOID": "true"}
+    with pytest.raises(InvalidSpec, match="only workers read and write shared stores"):
+        load_compile_config(settings)
+
+
 @pytest.mark.parametrize("image", ["gcc:13", "gcc@sha256:12", "root:/opt/tools", "@sha256:" + "a" * 64])
 def test_an_image_that_may_be_another_one_tomorrow_is_no_tool_chain(image: str) -> None:
     with pytest.raises(InvalidSpec, match="has no digest"):
