@@ -1,34 +1,29 @@
 """The asyncio shell of the pools: carries out what ``sandboxes.machine`` decides.
 
-A warm hand-out never leaves the current turn of the event loop. Every sandbox has one task that starts it, waits
-until it dies or is no longer wanted, and frees it; resets run beside it. ``plan`` runs once per turn in which
-something happened, and when the machine says that time alone will matter.
+A warm hand-out never leaves the current turn of the event loop. ``plan`` runs once per turn in which something
+happened, and when the machine says that time alone will matter. What it decides about one sandbox is carried out by
+``lives``.
 """
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, Self, assert_never
-
-import structlog
+from typing import Final, Self, assert_never
 
 from corral.kernel.clock import Clock
 from corral.kernel.concurrency import Signal, finish
-from corral.kernel.digest import Digest
-from corral.kernel.errors import CorralError, InvalidSpec, NotFound, PoolExhausted, SandboxFailed, SandboxLost
+from corral.kernel.errors import CorralError, InvalidSpec, PoolExhausted, SandboxFailed
+from corral.sandboxes.lives import Lives
 from corral.sandboxes.machine import PoolMachine
-from corral.sandboxes.model import SandboxSpec
 from corral.sandboxes.pool_model import (
     Asked,
     Closed,
-    Died,
     Effect,
     Event,
     Forget,
     Freeze,
-    Frozen,
     GaveUp,
     HandOut,
     Pinned,
@@ -39,21 +34,14 @@ from corral.sandboxes.pool_model import (
     Refuse,
     Released,
     Reset,
-    ResetDone,
     Start,
-    Started,
-    StartFailed,
     Stop,
-    Stopped,
 )
-from corral.sandboxes.ports import Runtime, Snapshotting
+from corral.sandboxes.ports import Runtime
 from corral.sandboxes.sandbox import Sandbox
 
-_STOP_WITHIN_S: Final = 20.0
 _CLOSE_WITHIN_S: Final = 30.0
 _LATENCIES_KEPT: Final = 4096
-
-_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,29 +118,6 @@ class Lease:
 
 
 @dataclass(slots=True)
-class _Life:
-    """One sandbox's task. ``interruptible`` while it starts or waits: a stop or a freeze is then a cancellation."""
-
-    id: str
-    key: PoolKey
-    thaw: str = ""
-    task: asyncio.Task[None] | None = None
-    sandbox: Sandbox | None = None
-    stop_asked: bool = False
-    freeze_asked: bool = False
-    interruptible: bool = False  # a task that is cancelled before its first step would free nothing
-
-    def was_asked_to_end(self) -> bool:
-        """Read anew after every await; a type checker would remember the fields."""
-        return self.stop_asked or self.freeze_asked
-
-    def interrupt(self) -> None:
-        """What was asked for is looked at now, not when the present step ends."""
-        if self.interruptible and self.task is not None:
-            self.task.cancel()
-
-
-@dataclass(slots=True)
 class _Waiting:
     future: asyncio.Future[HandOut]
     asked_s: float
@@ -167,22 +132,15 @@ class Pools:
         self.config = config
         self._runtimes = dict(runtimes)
         self._clock = clock
-        self._snapshotting = {
-            name: runtime
-            for name, runtime in self._runtimes.items()
-            if runtime.capabilities.snapshot and isinstance(runtime, Snapshotting)
-        }
-        self._machine = PoolMachine(config, new_id, freezing=self._snapshotting)
-        self._snapshots: dict[str, tuple[Snapshotting, Digest]] = {}  # by the id of the frozen sandbox
         self._tasks = asyncio.TaskGroup()
-        self._lives: dict[str, _Life] = {}
+        self._lives = Lives(self._runtimes, self._tasks, self._report)
+        self._machine = PoolMachine(config, new_id, freezing=self._lives.freezing)
         self._waiting: dict[int, _Waiting] = {}
         self._last_ticket = 0
         self._changed = Signal()
         self._plan_queued = False
         self._timer: asyncio.TimerHandle | None = None
-        self._hits = self._claims = self._reused = self._started = self._start_failures = 0
-        self._frozen = self._thawed = 0
+        self._hits = self._claims = self._reused = 0
         self._cold: Counter[str] = Counter()
         self._refused: Counter[str] = Counter()
         self._stopped: Counter[str] = Counter()
@@ -250,11 +208,11 @@ class Pools:
             reused=self._reused,
             cold=dict(self._cold),
             refused=dict(self._refused),
-            started=self._started,
-            start_failures=self._start_failures,
+            started=self._lives.started,
+            start_failures=self._lives.start_failures,
             stopped=dict(self._stopped),
-            frozen=self._frozen,
-            thawed=self._thawed,
+            frozen=self._lives.frozen,
+            thawed=self._lives.thawed,
             forgotten=dict(self._forgotten),
             claim_p50_s=ordered[len(ordered) // 2] if ordered else 0.0,
             claim_p99_s=ordered[len(ordered) * 99 // 100] if ordered else 0.0,
@@ -296,8 +254,7 @@ class Pools:
         if isinstance(effect, Refuse):
             raise self._refusal(effect)
         assert isinstance(effect, HandOut)
-        sandbox = self._lives[effect.id].sandbox
-        assert sandbox is not None, "the machine hands out what has started"
+        sandbox = self._lives.sandbox(effect.id)
         acquire_s = self._clock.monotonic_s() - asked_s
         self._claims += 1
         self._reused += effect.reused
@@ -330,16 +287,17 @@ class Pools:
         for effect in effects:
             match effect:
                 case Start():
-                    self._begin(effect)
+                    self._lives.begin(effect)
                 case Stop():
-                    self._end(effect)
+                    self._stopped[effect.why] += 1
+                    self._lives.end(effect.id)
                 case Freeze():
-                    self._put_away(effect.id)
+                    self._lives.freeze(effect.id)
                 case Forget():
                     self._forgotten[effect.why] += 1
-                    self._tasks.create_task(self._forget(effect.id), name=f"forget:{effect.id}")
+                    self._lives.forget(effect.id)
                 case Reset():
-                    self._make_new(effect.id)
+                    self._lives.make_new(effect.id)
                 case HandOut() | Refuse():
                     self._tell(effect)
                 case _:
@@ -372,129 +330,6 @@ class Pools:
                 waiting.future.set_exception(self._refusal(effect))
         elif isinstance(effect, HandOut):  # its future was cancelled in this very turn
             self._report(Released(effect.id, effect.ticket, soiled=False))
-
-    def _begin(self, effect: Start) -> None:
-        life = _Life(effect.id, effect.key, effect.thaw)
-        self._lives[effect.id] = life
-        life.task = self._tasks.create_task(self._live(life), name=f"sandbox:{effect.id}")
-
-    def _end(self, effect: Stop) -> None:
-        self._stopped[effect.why] += 1
-        life = self._lives[effect.id]
-        life.stop_asked = True
-        life.interrupt()
-
-    def _put_away(self, sandbox_id: str) -> None:
-        life = self._lives[sandbox_id]
-        life.freeze_asked = True
-        life.interrupt()
-
-    async def _live(self, life: _Life) -> None:
-        """From start to freed; always ends with one of StartFailed, Frozen and Stopped."""
-        ending: Event = Stopped(life.id)
-        try:
-            if not await self._interruptible(life, self._start(life)):
-                return
-            self._started += 1
-            self._report(Started(life.id))
-            assert life.sandbox is not None
-            if await self._interruptible(life, life.sandbox.wait_lost()):
-                self._report(Died(life.id))
-            elif not life.stop_asked:
-                life.freeze_asked = False  # from here on only a stop interrupts
-                if await self._interruptible(life, self._freeze(life, life.sandbox)) and life.id in self._snapshots:
-                    ending = Frozen(life.id)
-        except (InvalidSpec, SandboxFailed) as error:
-            self._start_failures += 1
-            _log.warning("sandbox-start-failed", sandbox=life.id, runtime=life.key.runtime, error=str(error))
-            ending = StartFailed(life.id, error, hopeless=isinstance(error, InvalidSpec))
-        finally:
-            if life.sandbox is not None:
-                await self._free(life.id, life.sandbox)
-            del self._lives[life.id]
-            self._report(ending)
-
-    async def _interruptible(self, life: _Life, step: Coroutine[Any, Any, None]) -> bool:
-        """Await ``step``; False when it was interrupted because its end was asked for."""
-        if life.was_asked_to_end():
-            step.close()
-            return False
-        life.interruptible = True
-        try:
-            await step
-        except asyncio.CancelledError:
-            if life.task is None or not life.was_asked_to_end():
-                raise
-            life.task.uncancel()
-            return False
-        finally:
-            life.interruptible = False
-        return True
-
-    async def _start(self, life: _Life) -> None:
-        key = life.key
-        spec = SandboxSpec(id=life.id, tenant=key.tenant, root=key.root, size=key.size, network=key.network)
-        try:
-            if life.thaw:
-                life.sandbox = await self._thaw(life, spec)
-            else:
-                life.sandbox = Sandbox(await self._runtimes[key.runtime].start(spec))
-        except (InvalidSpec, SandboxFailed):
-            raise
-        except Exception as error:  # the boundary to runtimes, which anybody may write
-            raise SandboxFailed(f"the runtime {key.runtime} failed: {error!r}") from error
-
-    async def _thaw(self, life: _Life, spec: SandboxSpec) -> Sandbox:
-        snapshotting, digest = self._snapshots[life.thaw]
-        try:
-            sandbox = Sandbox(await snapshotting.restore(digest, spec))
-        except NotFound as error:
-            raise SandboxFailed(f"the frozen sandbox is gone: {error}") from error
-        finally:
-            await self._forget(life.thaw)  # what goes on from it lives without it
-        self._thawed += 1
-        return sandbox
-
-    async def _freeze(self, life: _Life, sandbox: Sandbox) -> None:
-        """Make a snapshot of it, which ends it; there is none when that did not work."""
-        snapshotting = self._snapshotting[life.key.runtime]
-        try:
-            digest = await snapshotting.snapshot(sandbox.box)
-        except CorralError as error:
-            _log.warning("sandbox-not-frozen", sandbox=life.id, runtime=life.key.runtime, error=str(error))
-            return
-        self._snapshots[life.id] = (snapshotting, digest)
-        self._frozen += 1
-
-    async def _forget(self, sandbox_id: str) -> None:
-        snapshotting, digest = self._snapshots.pop(sandbox_id)
-        try:
-            await snapshotting.forget(digest)
-        except (CorralError, OSError) as error:  # it goes with the worker, or when others need its place
-            _log.error("snapshot-not-removed", sandbox=sandbox_id, error=str(error))
-
-    async def _free(self, sandbox_id: str, sandbox: Sandbox) -> None:
-        try:
-            await finish(sandbox.stop(), within_s=_STOP_WITHIN_S)
-        except (CorralError, OSError, TimeoutError) as error:
-            # what could be freed is; the next start of the worker sweeps the rest
-            _log.error("sandbox-not-freed", sandbox=sandbox_id, error=str(error))
-
-    def _make_new(self, sandbox_id: str) -> None:
-        life = self._lives.get(sandbox_id)
-        if life is None or life.sandbox is None:
-            return
-        if life.sandbox.as_new:
-            self._report(ResetDone(sandbox_id, clean=True))
-        else:
-            self._tasks.create_task(self._reset(sandbox_id, life.sandbox), name=f"reset:{sandbox_id}")
-
-    async def _reset(self, sandbox_id: str, sandbox: Sandbox) -> None:
-        try:
-            clean = await sandbox.reset()
-        except SandboxLost:
-            clean = False
-        self._report(ResetDone(sandbox_id, clean))
 
     async def _close(self) -> None:
         self._report(Closed())

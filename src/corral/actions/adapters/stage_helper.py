@@ -14,11 +14,10 @@ from typing import Final
 
 import structlog
 
-import corral
 from corral.actions.trees import Layer
 from corral.kernel.errors import SandboxFailed
+from corral.kernel.native import native_program
 
-HELPER_VARIABLE: Final = "CORRAL_STAGE"
 _ANSWER_WITHIN_S: Final = 10.0
 _ANSWER_BYTES: Final = 4096
 _REQUEST_BYTES: Final = 60_000
@@ -27,15 +26,8 @@ _log = structlog.get_logger(__name__)
 
 
 def helper_path() -> Path:
-    """The static helper; ``CORRAL_STAGE`` overrides it. Raises SandboxFailed when it was never built."""
-    override = os.environ.get(HELPER_VARIABLE)
-    path = Path(override) if override else Path(corral.__file__).parent / "_native" / "corral-stage"
-    if not os.access(path, os.X_OK):
-        raise SandboxFailed(
-            f"the helper that stages inputs is not at {path}",
-            cure=f"build it with `make native` in a checkout, reinstall the wheel, or set {HELPER_VARIABLE}",
-        )
-    return path
+    """The static helper; ``CORRAL_STAGE`` overrides it. Raises SandboxFailed when absent."""
+    return native_program("stage", what="the helper that stages inputs", variable="CORRAL_STAGE")
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from typing import Final
 
 import msgspec
 
-import corral
 from corral.kernel.errors import SandboxFailed
+from corral.kernel.native import native_program
 from corral.sandboxes.guest.cpio import Entry, archive
 from corral.sandboxes.link import agent_path
 
@@ -23,7 +23,6 @@ CURRENT: Final = "current"
 KERNEL: Final = "vmlinux"
 MODULES: Final = "modules.cpio"
 MANIFEST: Final = "manifest.json"
-GUEST_VARIABLE: Final = "CORRAL_GUEST"
 CURE: Final = "corral vm build-kit"
 
 
@@ -83,18 +82,8 @@ def default_data_directory() -> Path:
 
 
 def guest_path() -> Path:
-    """Process 1 of a machine (native/guest); ``CORRAL_GUEST`` overrides it.
-
-    Raises SandboxFailed when it was never built.
-    """
-    override = os.environ.get(GUEST_VARIABLE)
-    path = Path(override) if override else Path(corral.__file__).parent / "_native" / "corral-guest"
-    if not path.is_file():
-        raise SandboxFailed(
-            f"the guest program is not at {path}",
-            cure=f"build it with `make native` in a checkout, reinstall the wheel, or set {GUEST_VARIABLE}",
-        )
-    return path
+    """Process 1 of a machine (native/guest); ``CORRAL_GUEST`` overrides it. Raises SandboxFailed when absent."""
+    return native_program("guest", what="the guest program", variable="CORRAL_GUEST")
 
 
 def open_kit(directory: Path) -> GuestKit:

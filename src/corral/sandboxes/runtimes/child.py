@@ -8,27 +8,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, Self
 
-import corral
 from corral.kernel.errors import SandboxFailed
+from corral.kernel.native import native_program
 
-LAUNCHER_VARIABLE: Final = "CORRAL_LAUNCH"
 _WORDS_BYTES_MAX: Final = 4096
 
 
 def launcher_path() -> Path:
-    """The static launcher (native/launch); ``CORRAL_LAUNCH`` overrides it.
-
-    Raises:
-        SandboxFailed: it was never built; the cure says how.
-    """
-    override = os.environ.get(LAUNCHER_VARIABLE)
-    path = Path(override) if override else Path(corral.__file__).parent / "_native" / "corral-launch"
-    if not os.access(path, os.X_OK):
-        raise SandboxFailed(
-            f"the sandbox launcher is not at {path}",
-            cure=f"build it with `make native` in a checkout, reinstall the wheel, or set {LAUNCHER_VARIABLE}",
-        )
-    return path
+    """The static launcher (native/launch); ``CORRAL_LAUNCH`` overrides it. Raises SandboxFailed when absent."""
+    return native_program("launch", what="the sandbox launcher", variable="CORRAL_LAUNCH")
 
 
 def birth_of(pid: int) -> int | None:
