@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def problem_of(response: httpx.Response, status: int, code: str) -> dict[str, An
     assert response.headers["content-type"] == "application/problem+json"
     problem: dict[str, Any] = response.json()
     assert set(problem) == set(Problem.__struct_fields__)
-    assert (problem["status"], problem["code"]) == (status, code)
+    assert (problem["status"], problem["title"], problem["code"]) == (status, HTTPStatus(status).phrase, code)
     assert problem["request_id"]
     return problem
 
@@ -155,8 +156,8 @@ def test_a_body_that_is_no_json_is_the_callers_mistake_wherever_it_is_sent(blue:
     [
         ({"digest": []}, "digest: is not a known key"),
         ({}, "digests: is required"),
-        ({"digests": 3}, "digests: expected array, got int"),
-        ({"digests": ["x", 3]}, "digests[1]: expected str, got int"),
+        ({"digests": 3}, "digests: expected a list, got a whole number"),
+        ({"digests": ["x", 3]}, "digests[1]: expected a string, got a whole number"),
     ],
 )
 def test_a_mistake_in_a_body_is_named_by_its_key(blue: httpx.Client, body: object, mistake: str) -> None:

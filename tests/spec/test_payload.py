@@ -78,7 +78,7 @@ def test_all_mistakes_of_all_plugins_are_listed_at_once() -> None:
     [
         ("command", "make all", "payload.command: expected a list, got a string"),
         ("command", [], "payload.command: is empty"),
-        ("command", ["a", 3], "payload.command[1]: expected str, got int"),
+        ("command", ["a", 3], "payload.command[1]: expected a string, got a whole number"),
         ("command", ["a\0b"], "payload.command[0]: holds a NUL byte"),
         ("command", ["x" * 200_000], "payload.command[0]: is 200000 bytes long"),
         ("command", ["x" * 100_000] * 20, "payload.command: is 2000020 bytes long"),
@@ -87,7 +87,7 @@ def test_all_mistakes_of_all_plugins_are_listed_at_once() -> None:
         ("image_secret", "hub", "payload.image_secret:"),
         ("image", "root:relative", "payload.image:"),
         ("image", "root:/a/../etc", "payload.image:"),
-        ("network", "yes", "payload.network: expected bool"),
+        ("network", "yes", "payload.network: expected a boolean, got a string"),
         ("cwd", "../up", "payload.cwd:"),
         ("cwd", "/a/../..", "payload.cwd:"),
         ("resources", {"memory": "-1GB"}, "payload.resources.memory:"),

@@ -10,7 +10,7 @@ from corral.images.model import Reference
 from corral.kernel.digest import Digest
 from corral.kernel.errors import InvalidSpec
 from corral.kernel.ids import is_id
-from corral.kernel.units import parse_size
+from corral.kernel.units import format_size, parse_size
 from corral.sandboxes.model import MIB, Size
 from corral.tasks.paths import directory_mistake, printable, relative_path_mistake
 
@@ -113,7 +113,7 @@ class Resources(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             yield error.message
             return
         if not least <= size <= _MEMORY_MAX:
-            yield f'{name}: "{printable(str(value))}" is out of range; it is between {least} bytes and 64 TiB'
+            yield f'{name}: "{printable(str(value))}" is out of range; it is between {format_size(least)} and 64 TiB'
 
     def _count_mistakes(self) -> Iterator[str]:
         if self.cpus is not None and not (math.isfinite(self.cpus) and 0.01 <= self.cpus <= 4096):

@@ -2,6 +2,7 @@
 
 import re
 import secrets
+from http import HTTPStatus
 from typing import Any, Final
 
 import msgspec
@@ -19,6 +20,7 @@ from corral.client.errors import problem_of
 from corral.client.model import Problem
 from corral.doors.rest.services import Services
 from corral.kernel.errors import CallerError, CorralError, InvalidSpec, NotFound, Refused, TooLarge
+from corral.kernel.json import in_words
 
 MEDIA_TYPE: Final = "application/problem+json"
 _log = structlog.get_logger("corral.rest")
@@ -99,7 +101,7 @@ def _mistake(extra: Any) -> str:
     place = where.rstrip("`") or ("" if key == "data" else key)
     if match := _FIELD.fullmatch(text):
         return f"{place + '.' if place else ''}{match[2]}: {_SAYS[match[1]]}"
-    return f"{place or 'body'}: {text[:1].lower()}{text[1:].replace('`', '')}"
+    return f"{place or 'body'}: {in_words(text)}"
 
 
 def _response(problem: Problem, *, status: int | None = None) -> Response[bytes]:
@@ -107,5 +109,6 @@ def _response(problem: Problem, *, status: int | None = None) -> Response[bytes]
     headers = {"www-authenticate": "Bearer"} if code == 401 else {}
     if problem.retryable:
         headers["retry-after"] = "1"
-    problem = msgspec.structs.replace(problem, status=code)
+    if code != problem.status:
+        problem = msgspec.structs.replace(problem, status=code, title=HTTPStatus(code).phrase)
     return Response(msgspec.json.encode(problem), status_code=code, media_type=MEDIA_TYPE, headers=headers)
