@@ -16,6 +16,7 @@ from typing import Final
 from corral.functions.frames import Counters, Ended, Outcome
 from corral.functions.front.cgi import Asking, Header, forwarding_headers
 from corral.functions.front.http_link import Connected, HttpLink, HttpStream
+from corral.functions.front.lanes import Lanes
 from corral.functions.front.upstream import Sink
 from corral.functions.model import Limits, RevisionKey
 
@@ -77,8 +78,8 @@ class _Run:
 class ComponentLink(HttpLink):
     """``address`` is ``PID:PATH``, of the server's process and the socket. ``on_over`` hears that it used too much."""
 
-    def __init__(self, address: str, *, on_over: Callable[[str], None]) -> None:
-        super().__init__()
+    def __init__(self, address: str, lanes: Lanes, *, on_over: Callable[[str], None]) -> None:
+        super().__init__(lanes)
         pid, _, self._path = address.partition(":")
         self._loop = asyncio.get_running_loop()
         self._clock = process_clock(int(pid))

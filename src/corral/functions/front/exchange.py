@@ -7,6 +7,7 @@ from typing import Final, Protocol
 from corral.functions.frames import NOT_BEGUN, Ended, Outcome
 from corral.functions.front.answers import of_outcome, problem, reason_of
 from corral.functions.front.cgi import AnswerHead, Asking
+from corral.functions.front.lanes import Lane
 from corral.functions.front.tracing import Tracing
 from corral.functions.front.upstream import Stream, Upstream
 from corral.functions.routing import FunctionRoute, RevisionRoute
@@ -72,6 +73,7 @@ class Exchange:
         "cold",
         "done",
         "instance",
+        "lane",
         "length",
         "roll",
         "route",
@@ -90,6 +92,7 @@ class Exchange:
         self.waited_s = 0.0
         self.cold = False
         self.done = False
+        self.lane: Lane | None = None
         self.tracing: Tracing | None = None
         self._desk, self._client = desk, client
         self._expects, self._keep = ask.said.expects, keep

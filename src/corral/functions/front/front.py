@@ -7,6 +7,7 @@ table lets the first one in.
 
 import asyncio
 import random
+import socket
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -18,6 +19,7 @@ from corral.functions.front.component_link import ComponentLink
 from corral.functions.front.exchange import Exchange
 from corral.functions.front.host_link import HostLink
 from corral.functions.front.http import Connection
+from corral.functions.front.lanes import NOBODY, Lanes
 from corral.functions.front.limits import FrontConfig
 from corral.functions.front.peer_link import PeerLink
 from corral.functions.front.tracing import Tracing
@@ -39,6 +41,7 @@ from corral.functions.routing import (
 from corral.functions.traces import Trace
 
 _LOOK_S: Final = 0.5
+_LOOKED_AT_PER_TURN: Final = 256
 _RESOLVED_MAX: Final = 4096
 _TRACES_MAX: Final = 1000
 
@@ -49,7 +52,8 @@ class Front:
     def __init__(self, config: FrontConfig, *, rng: random.Random, urgent: Callable[[], None]) -> None:
         self.replay_bytes = config.replay_bytes
         self.port = 0
-        self._config, self._rng, self._urgent = config, rng, urgent
+        self.config, self.lanes = config, Lanes(config.turn_s)
+        self._rng, self._urgent = rng, urgent
         self._loop = asyncio.get_running_loop()
         self._table = RoutingTable()
         self._domains: Mapping[str, str] = {}
@@ -118,33 +122,32 @@ class Front:
         return over
 
     async def run(self) -> None:
-        """Look after connections that are idle or slow, for ever."""
+        """Look after connections that are idle or slow, for ever; a part of them in each turn of the loop."""
         while True:
             await asyncio.sleep(_LOOK_S)
-            self.look()
-
-    def look(self) -> None:
-        now_s = self._loop.time()
-        for connection in list(self._connections):
-            connection.look(now_s, draining=self._draining)
+            for number, connection in enumerate(list(self._connections), 1):
+                connection.look(self._loop.time(), draining=self._draining)
+                if number % _LOOKED_AT_PER_TURN == 0:
+                    await asyncio.sleep(0)
 
     def drain(self) -> None:
         """Close connections as they become idle; the listening socket is closed already."""
         self._draining = True
-        self.look()
+        for connection in list(self._connections):
+            connection.look(self._loop.time(), draining=True)
 
     @property
     def idle(self) -> bool:
         return not self._connections
 
-    def connection(self) -> Connection:
-        """For the loop's create_server."""
-        return Connection(self, self._config, self, self.port)
+    def connected(self, connection: socket.socket, peer: tuple[str, int]) -> None:
+        """A client's connection was accepted."""
+        Connection(connection, peer, self)
 
     # -- connections (Overseer) --
 
     def opened(self, connection: Connection) -> bool:
-        if len(self._connections) >= self._config.connections or self._draining:
+        if len(self._connections) >= self.config.connections or self._draining:
             return False
         self._connections.add(connection)
         return True
@@ -198,6 +201,7 @@ class Front:
 
     def _enter(self, exchange: Exchange, function: FunctionRoute, revision: RevisionRoute) -> None:
         exchange.route = (function, revision)
+        exchange.lane = self.lanes.of(revision.key.function.tenant)
         admission = self._admission(revision)
         if exchange.ask.said.traced and exchange.tracing is None and admission.may_trace(self._loop.time()):
             exchange.tracing = Tracing(exchange.ask, revision.key, self._keep_trace)
@@ -248,7 +252,7 @@ class Front:
         self._stop_waiting(exchange)
         admission.enter(backend.instance)
         self._inside[exchange] = (revision.key, backend.instance)
-        exchange.run(self._upstream(backend.address), backend.instance)
+        exchange.run(self._upstream(backend.address, revision.key.function.tenant), backend.instance)
 
     def _free(self, admission: Admission[Exchange], revision: RevisionRoute, exchange: Exchange) -> Backend | None:
         if exchange.ask.said.hop:
@@ -323,18 +327,20 @@ class Front:
             found = self._admissions[revision.key] = Admission(revision.limits, self._loop.time())
         return found
 
-    def _upstream(self, address: str) -> Upstream:
+    def _upstream(self, address: str, tenant: str) -> Upstream:
         found = self._upstreams.get(address)
         if found is None:
-            found = self._upstreams[address] = self._link(address)
+            found = self._upstreams[address] = self._link(address, tenant)
         return found
 
-    def _link(self, address: str) -> Upstream:
+    def _link(self, address: str, tenant: str) -> Upstream:
         local, _, peer = address.partition("@")
         if not self._is_here(address):
-            return PeerLink(peer)
+            return PeerLink(peer, self.lanes)
         kind, _, where = local.partition(":")
-        return HostLink(where) if kind == "unix" else ComponentLink(where, on_over=self._used_too_much)
+        if kind == "unix":  # a process of this tenant
+            return HostLink(where, self.lanes.of(tenant))
+        return ComponentLink(where, self.lanes, on_over=self._used_too_much)
 
     def _used_too_much(self, instance: str) -> None:
         self._over.append(instance)
@@ -343,7 +349,7 @@ class Front:
     def _is_here(self, address: str) -> bool:
         """Whether an instance, at ``LOCAL`` or ``LOCAL@FRONT``, is one of this front's worker."""
         peer = address.partition("@")[2]
-        return not peer or peer == self._config.public_address(self.port)
+        return not peer or peer == self.config.public_address(self.port)
 
     def _forget_upstreams(self) -> None:
         live = {
@@ -354,3 +360,4 @@ class Front:
         }
         for address in [address for address in self._upstreams if address not in live]:
             self._upstreams.pop(address).close()
+        self.lanes.keep({key.tenant for key in self._table.functions} | {NOBODY})

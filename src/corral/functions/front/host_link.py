@@ -12,11 +12,11 @@ from typing import Final
 from corral.functions import frames
 from corral.functions.front.cgi import Asking, BadAnswer, answer_head, split_head, variables
 from corral.functions.front.flow import Flow
+from corral.functions.front.lanes import Lane
 from corral.functions.front.upstream import Sink
 from corral.functions.model import Limits, RevisionKey
 
 _STREAMS_MAX: Final = 2**32 - 1
-_READ_BYTES: Final = 16 * 1024  # a turn of the loop: others wait for it
 _HEAD_BYTES: Final = frames.HEAD.size
 _GRANT_AT: Final = frames.WINDOW // 4
 _BAD: Final = frames.Ended(frames.Outcome.BROKEN, 0, 0, 0, 0)
@@ -114,13 +114,14 @@ class HostLink:
 
     first_room = frames.WINDOW
 
-    def __init__(self, path: str) -> None:
-        self._path = path
+    def __init__(self, path: str, lane: Lane) -> None:
+        self._path, self._lane = path, lane
         self._loop = asyncio.get_running_loop()
         self._flow: Flow | None = None
         self._streams: dict[int, HostStream] = {}
         self._next = 1
         self._pending = b""
+        self._touched: list[HostStream] = []  # they heard something, and go on
         self._closing = False
 
     def open(
@@ -154,22 +155,30 @@ class HostLink:
             connection.close()
             self._loop.call_soon(self._give_up)
             return
-        self._flow = Flow(connection, received=self._received, broken=self._give_up, read_bytes=_READ_BYTES)
+        self._flow = Flow(connection, self._lane, received=self._received, broken=self._give_up)
 
     def _received(self, data: bytes) -> None:
+        self._pending += data
+        self._go_on()
+
+    def _go_on(self) -> None:
         try:
-            touched = self._take(self._pending + data if self._pending else data)
+            done = self._take(self._pending)
         except (ValueError, struct.error):  # also of an outcome that is none
             self._give_up()
             return
+        if not done:
+            self._lane.put_off(self._go_on)
+            return
+        touched, self._touched = self._touched, []
         for stream in touched:
             stream.flush()
         if self._closing:
             self._close_if_done()
 
-    def _take(self, data: bytes) -> list[HostStream]:
-        """Hand every whole frame to its stream; gives the streams that heard something and go on."""
-        place, size, touched = 0, len(data), []
+    def _take(self, data: bytes) -> bool:
+        """Hand the whole frames to their streams, as long as it is the lane's turn; False when some are left."""
+        place, size = 0, len(data)
         while size - place >= _HEAD_BYTES:
             length, kind, _, _, number = frames.HEAD.unpack_from(data, place)
             if length > frames.PAYLOAD_MAX:
@@ -177,15 +186,18 @@ class HostLink:
             after = place + _HEAD_BYTES + length
             if after > size:
                 break
+            if place and self._lane.over:
+                self._pending = data[place:]
+                return False
             stream = self._streams.get(number)
             if stream is not None:
                 if stream.heard(kind, data[place + _HEAD_BYTES : after]):
                     self._streams.pop(number, None)
                 else:
-                    touched.append(stream)
+                    self._touched.append(stream)
             place = after
         self._pending = data[place:]
-        return touched
+        return True
 
     def _give_up(self) -> None:
         flow, self._flow = self._flow, None

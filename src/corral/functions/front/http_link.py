@@ -15,11 +15,11 @@ import httptools
 from corral.functions.frames import WINDOW, Ended, Outcome
 from corral.functions.front.cgi import HOP_BY_HOP, OURS, AnswerHead, Asking, Header, has_control_bytes
 from corral.functions.front.flow import Flow
+from corral.functions.front.lanes import Lane, Lanes
 from corral.functions.front.upstream import Sink
 from corral.functions.model import Limits, RevisionKey
 
 _KEPT: Final = 64
-_READ_BYTES: Final = 64 * 1024
 _HEAD_MAX: Final = 64 * 1024
 OWN_PAGE_MAX: Final = 512
 """Bytes: no page of a server's own has as many, so what is longer is the program's."""
@@ -34,7 +34,8 @@ class HttpLink(ABC):
     first_room = WINDOW
     patience_s = 0.0
 
-    def __init__(self) -> None:
+    def __init__(self, lanes: Lanes) -> None:
+        self.lanes = lanes
         self._idle: list[socket.socket] = []
         self._closing = False
 
@@ -50,7 +51,8 @@ class HttpLink(ABC):
         self, sink: Sink, *, instance: str, key: RevisionKey, limits: Limits, ask: Asking, has_body: bool
     ) -> "HttpStream":
         kept = self._idle.pop() if self._idle else None
-        return HttpStream(self, sink, kept, self.head(ask, key), limits, has_body=has_body)
+        lane = self.lanes.of(key.function.tenant)
+        return HttpStream(self, sink, kept, self.head(ask, key), limits, lane, has_body=has_body)
 
     def close(self) -> None:
         self._closing = True
@@ -83,11 +85,12 @@ class HttpStream:
         kept: socket.socket | None,
         head: tuple[bytes, list[Header]],
         limits: Limits,
+        lane: Lane,
         *,
         has_body: bool,
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._link = link
+        self._link, self._lane = link, lane
         self._sink: Sink | None = sink
         self._fresh = kept is None
         self._chunked, written = _written(*head, has_body=has_body)
@@ -97,7 +100,8 @@ class HttpStream:
         self._status_text = b""
         self._headers: list[Header] = []
         self._left = limits.response_bytes
-        self._head_bytes = self._outstanding = 0
+        self._head_bytes = self._outstanding = self._owed = 0
+        self._slow = False
         self._status, self._begun = 0, b""  # of the answer, and its body while that may be the server's own
         self._complete = False
         self._flow: Flow | None = None
@@ -117,11 +121,12 @@ class HttpStream:
         else:
             part = (b"%x\r\n%b\r\n" % (len(data), data) if data else b"") + (b"0\r\n\r\n" if last else b"")
         self._replay = None  # with a part of the body gone, no second connection may be tried
+        self._owed += len(data)
         if self._flow is None:
             self._unsent.append(part)
         else:
             self._flow.write(part)
-        self._sink.room(len(data))
+            self._give_room()
 
     def took(self, count: int) -> None:
         self._outstanding -= count
@@ -188,10 +193,21 @@ class HttpStream:
             self._begin(connection)
 
     def _begin(self, connection: socket.socket) -> None:
-        self._flow = Flow(connection, received=self._received, broken=self._broken, read_bytes=_READ_BYTES)
-        for part in self._unsent:
+        self._flow = Flow(connection, self._lane, received=self._received, broken=self._broken, full=self._full)
+        unsent, self._unsent = self._unsent, []
+        for part in unsent:
             self._flow.write(part)
-        self._unsent = []
+        self._give_room()
+
+    def _full(self, on: bool) -> None:
+        self._slow = on
+        self._give_room()
+
+    def _give_room(self) -> None:
+        """As much as was sent, while the server takes it."""
+        if self._owed and not self._slow and self._sink is not None:
+            owed, self._owed = self._owed, 0
+            self._sink.room(owed)
 
     def _received(self, data: bytes) -> None:
         try:

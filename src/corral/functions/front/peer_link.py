@@ -6,6 +6,7 @@ from typing import Final
 
 from corral.functions.front.cgi import HOP, Asking, Header, forwarding_headers
 from corral.functions.front.http_link import Connected, HttpLink
+from corral.functions.front.lanes import Lanes
 from corral.functions.model import RevisionKey
 
 
@@ -14,8 +15,8 @@ class PeerLink(HttpLink):
 
     patience_s: Final = 10.0  # type: ignore[misc] # longer than the peer itself waits
 
-    def __init__(self, address: str) -> None:
-        super().__init__()
+    def __init__(self, address: str, lanes: Lanes) -> None:
+        super().__init__(lanes)
         host, _, port = address.rpartition(":")
         self._address = (host.strip("[]"), int(port))
 

@@ -5,6 +5,7 @@ are listening sockets. When the worker goes, the front goes, after what is in fl
 """
 
 import asyncio
+import gc
 import random
 import signal
 import socket
@@ -16,8 +17,11 @@ import uvloop
 
 from corral.functions.frames import Counters
 from corral.functions.front.front import Front
+from corral.functions.front.lanes import NOBODY
 from corral.functions.front.limits import FrontConfig
+from corral.functions.front.listener import Listener
 from corral.functions.front.messages import LINE_MAX, FromFront, ToFront
+from corral.functions.front.slices import take_short_slices
 from corral.functions.model import Demand
 
 CONTROL: Final = 3
@@ -39,16 +43,17 @@ class Process:
 
     async def run(self) -> None:
         """Serve until told to drain, or until the worker is gone."""
-        loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, self._stop.set)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._stop.set)
         reader, self._writer = await asyncio.open_connection(sock=socket.socket(fileno=CONTROL), limit=LINE_MAX)
+        self._take(await reader.readline())  # the routes first: callers may be waiting already
         listener = socket.socket(fileno=LISTENER)
         self._front.port = listener.getsockname()[1]
-        server = await loop.create_server(self._front.connection, sock=listener, backlog=1024)
+        gc.freeze()  # a look at all that was loaded takes as long as a hundred requests, and all callers wait for it
+        accepting = Listener(listener, self._front.lanes.of(NOBODY), self._front.connected)
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(each) for each in (self._hear(reader), self._report(), self._front.run())]
             await self._stop.wait()
-            server.close()
+            accepting.close()
             self._front.drain()
             await self._drained()
             for task in tasks:
@@ -60,13 +65,16 @@ class Process:
             await asyncio.sleep(0.05)
 
     async def _hear(self, reader: asyncio.StreamReader) -> None:
-        while line := await reader.readline():
-            message = self._decode(line)
-            if message.update is not None:
-                self._tell(stale=not self._front.update(message.update))
-            if message.drain:
-                self._stop.set()
-        self._stop.set()
+        while not self._stop.is_set():
+            self._take(await reader.readline())
+
+    def _take(self, line: bytes) -> None:
+        """What the worker says; nothing, when it is gone."""
+        message = self._decode(line) if line else ToFront(drain=True)
+        if message.update is not None:
+            self._tell(stale=not self._front.update(message.update))
+        if message.drain:
+            self._stop.set()
 
     async def _report(self) -> None:
         """Tell the demands when they changed: at once when that is urgent, else a few times a second."""
@@ -108,6 +116,7 @@ async def serve(config: FrontConfig) -> None:
 
 def main() -> None:
     """The first argument is the configuration, as JSON."""
+    take_short_slices()
     uvloop.run(serve(msgspec.json.decode(sys.argv[1], type=FrontConfig)))
 
 
