@@ -4,7 +4,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -269,6 +269,19 @@ def test_a_misspelt_parameter_is_named_with_the_right_one(blue: httpx.Client) ->
 def test_unknown_paths_and_methods_are_problems(blue: httpx.Client) -> None:
     problem_of(blue.get("/nothing"), 404, "not-found")
     problem_of(blue.delete("/tasks"), 405, "bad-request")
+
+
+@pytest.mark.parametrize("digest", ["nonsense", f"b3:{'0' * 64}-99999999999999"])
+async def test_a_refusal_reaches_whoever_still_sends(url: str, digest: str) -> None:
+    async def slices() -> AsyncIterator[bytes]:
+        for _ in range(512):
+            yield bytes(65_536)
+
+    async with httpx.AsyncClient(base_url=f"{url}/api/v1", trust_env=False, timeout=20) as client:
+        client.headers["authorization"] = f"Bearer {BLUE}"
+        refused = await client.put(f"/blobs/{digest}", content=slices(), headers={"content-length": str(32 * 1024**2)})
+
+    problem_of(refused, *((422, "invalid-spec") if digest == "nonsense" else (413, "too-large")))
 
 
 def test_blobs_are_verified_and_read_in_part(blue: httpx.Client) -> None:

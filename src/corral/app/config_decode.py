@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar, get_args, get_origin
 import msgspec
 
 from corral.kernel.errors import CallerError, InvalidSpec
+from corral.kernel.json import in_words
 from corral.kernel.units import parse_duration_s, parse_size
 
 T = TypeVar("T")
@@ -255,10 +256,5 @@ def _decode_scalar(kind: Any, value: Any, at: str, mistakes: Mistakes) -> Any:
     except InvalidSpec as error:
         mistakes.add(error.message)
     except msgspec.ValidationError as error:
-        mistakes.add(f"{at}: {_plain(error)}")
+        mistakes.add(f"{at}: {in_words(str(error).partition(' - at ')[0])}")
     return None
-
-
-def _plain(error: msgspec.ValidationError) -> str:
-    text = str(error).partition(" - at ")[0]
-    return text[:1].lower() + text[1:]

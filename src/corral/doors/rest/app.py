@@ -33,6 +33,7 @@ from corral.doors.rest.problems import on_bug, on_corral_error, on_http_exceptio
 from corral.doors.rest.routes import RouteDoor
 from corral.doors.rest.services import Services
 from corral.doors.rest.tasks import GroupDoor, TaskDoor, payload_schema
+from corral.doors.rest.unread import UnreadBodies
 from corral.kernel.errors import CorralError
 
 _DESCRIPTION = """\
@@ -77,7 +78,7 @@ def build_rest(services: Services, *, beside: Sequence[ControllerRouterHandler] 
             "caller": Provide(provide_caller, sync_to_thread=False),
         },
         request_class=JsonRequest,
-        middleware=[RequestIds()],
+        middleware=[RequestIds(), UnreadBodies()],
         exception_handlers={
             CorralError: on_corral_error,
             HTTPException: on_http_exception,
