@@ -172,7 +172,8 @@ async def _fetch(corral: Corral, task: TaskView, into: Path, *, quiet: bool) -> 
     written = []
     for found in await corral.artifacts.list(task.id):
         if found.artifact.kind is ArtifactKind.ERROR:
-            note("warning", f"artifact {found.artifact.name}: {found.artifact.message}")
+            if found.artifact.message not in task.last_run.message:  # else it is told as the end of the task
+                note("warning", f"artifact {found.artifact.name}: {found.artifact.message}")
             continue
         target = await corral.artifacts.fetch(task.id, found, into)
         written.append(str(target))
