@@ -166,16 +166,14 @@ extern struct settings settings;
 
 void on_setup(const struct frame *);
 
-/* ---- exec.c and keeper.c ---- */
+/* ---- exec.c ---- */
 
 void on_exec(const struct frame *);
 void on_exec_frame(struct stream *, const struct frame *);
-void abandon_exec(struct stream *); /* nobody waits for it any more: its tree is killed */
-void reap_children(void);
-bool is_keeper(pid_t);
-void start_spare_keeper(void);
-bool spare_keepers_run(void);         /* none of them is stopped or gone */
-bool only_keepers_are_children(void);
+void on_keeper_ready(struct source *); /* it says something, or is lost */
+void abandon_exec(struct stream *);    /* nobody waits for it any more: its tree is killed */
+
+/* ---- keeper.c: the process that starts an exec and owns its tree ---- */
 
 struct launch { /* of a keeper's first exec; it lives in the memory that fork copied. request is NULL for a spare */
     const struct exec_request *request;
@@ -199,6 +197,30 @@ struct order { /* agent to keeper, one packet; behind ORDER_EXEC the EXEC's payl
 };
 
 _Noreturn void keeper_main(struct launch *);
+
+/* ---- keepers.c ---- */
+
+/* A keeper process and our end of its control socket. Never freed, only used again: an event of the same batch may
+ * still name it. */
+struct keeper {
+    struct keeper *next; /* among those that wait, or are unused */
+    pid_t pid;
+    int stat; /* its state, from /proc */
+    struct source control;
+    struct exec *exec; /* NULL while it waits for the next one */
+};
+
+struct keeper *keeper_for(const struct frame *, struct launch *); /* who starts that EXEC; NULL and errno */
+void order(struct keeper *, struct order);                        /* nothing, when there is none */
+void give_back(struct keeper *, bool fit);                        /* it waits for its next exec, if it is fit to */
+void dismiss(struct keeper *);                                    /* it ends, and kills its tree */
+void start_spare_keeper(void);
+bool spare_keepers_run(void); /* none of them is stopped or gone */
+bool is_keeper(pid_t);
+void forget_keeper(pid_t); /* it is not reaped yet, and no keeper any more */
+bool only_keepers_are_children(void);
+void reap_children(void);
+void kill_orphans(void); /* a keeper was killed, or cannot adopt: its tree is ours, and what is under no other one goes */
 
 /* ---- tree.c: processes by ancestry ---- */
 

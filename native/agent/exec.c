@@ -7,25 +7,9 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
-#include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "agent.h"
-
-#define ORPHAN_PATIENCE_US 1000000
-
-struct exec;
-
-/* A keeper process and our end of its control socket. Never freed, only used again: an event of the same batch may
- * still name it. */
-struct keeper {
-    struct keeper *next; /* in `spare` or `unused` */
-    pid_t pid;
-    int stat; /* its state, from /proc */
-    struct source control;
-    struct exec *exec; /* NULL while it is a spare */
-};
 
 struct exec {
     struct stream stream;
@@ -39,71 +23,6 @@ struct exec {
     struct report report;
     char name[128], cwd[128];
 };
-
-static struct keeper *spare, *unused;
-static size_t spares;
-
-/* Keeper processes that are not reaped yet, also those that are about to exit. */
-static pid_t *keeper_pid;
-static size_t keepers, keeper_capacity;
-
-bool is_keeper(pid_t pid) {
-    for (size_t i = 0; i < keepers; i++)
-        if (keeper_pid[i] == pid)
-            return true;
-    return false;
-}
-
-static void remember_keeper(pid_t pid) {
-    if (keepers == keeper_capacity) {
-        keeper_capacity = keeper_capacity ? 2 * keeper_capacity : 16;
-        if ((keeper_pid = realloc(keeper_pid, keeper_capacity * sizeof *keeper_pid)) == NULL)
-            violation("out of memory");
-    }
-    keeper_pid[keepers++] = pid;
-}
-
-static void forget_keeper(pid_t pid) {
-    for (size_t i = 0; i < keepers; i++)
-        if (keeper_pid[i] == pid) {
-            keeper_pid[i] = keeper_pid[--keepers];
-            return;
-        }
-}
-
-void reap_children(void) {
-    pid_t pid;
-    while ((pid = waitpid(-1, NULL, WNOHANG)) > 0)
-        forget_keeper(pid);
-}
-
-bool spare_keepers_run(void) {
-    for (struct keeper *k = spare; k; k = k->next) {
-        char state = process_state(k->stat);
-        if (state == 0 || state == 'T' || state == 't' || state == 'Z' || state == 'X')
-            return false;
-    }
-    return true;
-}
-
-bool only_keepers_are_children(void) {
-    static int children = -1;
-    char path[64], text[65536];
-    pid_t self = getpid();
-    snprintf(path, sizeof path, "/proc/self/task/%d/children", self);
-    if (children < 0)
-        children = open(path, O_RDONLY | O_CLOEXEC);
-    ssize_t n = pread(children, text, sizeof text - 1, 0);
-    if (n < 0) /* a kernel without that list */
-        return signal_tree(self, 0, is_keeper) == 0;
-    text[n] = 0;
-    for (char *at = text, *end; *at && *at != '\n'; at = end + strspn(end, " ")) {
-        long pid = strtol(at, &end, 10);
-        if (end == at || !is_keeper((pid_t)pid))
-            return false;
-    }
-    return true;
-}
 
 static const char *why(const struct exec *e, const struct report *r) {
     static char text[512];
@@ -307,53 +226,18 @@ static void on_output_ready(struct source *s) {
     }
 }
 
-/* Somebody killed the keeper, or keepers cannot adopt: its tree is ours now, and what is under no other keeper goes. */
-static void kill_orphans(void) {
-    uint64_t until = now_us() + ORPHAN_PATIENCE_US;
-    for (unsigned round = 0; now_us() < until; round++) {
-        reap_children();
-        if (kill_tree_round(getpid(), round, is_keeper) <= 0)
-            break;
-        nanosleep(&(struct timespec){0, 1000000}, NULL);
-    }
-    reap_children();
-}
-
-/* The keeper serves no longer: a process that ends by itself, now that its socket is closed. */
-static void dismiss(struct keeper *k) {
-    for (struct keeper **at = &spare; *at; at = &(*at)->next)
-        if (*at == k) {
-            *at = k->next;
-            spares--;
-            break;
-        }
-    close_source(&k->control);
-    close(k->stat);
-    k->exec = NULL;
-    k->next = unused;
-    unused = k;
-}
-
-static void release(struct exec *e, bool fit) {
-    struct keeper *k = e->keeper;
+static void let_go(struct exec *e, bool fit) {
+    give_back(e->keeper, fit);
     e->keeper = NULL;
-    k->exec = NULL;
-    if (!fit || spares >= SPARE_KEEPERS_MAX) {
-        dismiss(k);
-        return;
-    }
-    k->next = spare;
-    spare = k;
-    spares++;
 }
 
 static void on_ended(struct exec *e) {
     e->ended = true;
-    release(e, e->report.flags == 0);
+    let_go(e, e->report.flags == 0);
     finish_if_drained(e);
 }
 
-static void on_control_ready(struct source *s) {
+void on_keeper_ready(struct source *s) {
     struct keeper *k = s->owner;
     struct exec *e = k->exec;
     struct report r;
@@ -379,7 +263,7 @@ static void on_control_ready(struct source *s) {
         on_ended(e);
     } else {
         refuse(e->stream.id, r.error, why(e, &r));
-        release(e, true);
+        let_go(e, true);
         retire(e);
     }
 }
@@ -439,76 +323,6 @@ static void close_launch(const struct launch *l) {
         close(l->err);
 }
 
-static struct keeper *take_unused(void) {
-    struct keeper *k = unused;
-    if (k)
-        unused = k->next;
-    else
-        k = must_alloc(sizeof *k);
-    return k;
-}
-
-/* A new keeper; it starts with the exec of `l`, or waits when that has none. NULL and errno. */
-static struct keeper *fork_keeper(struct launch *l) {
-    int control[2];
-    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, control) < 0)
-        return NULL;
-    l->control = control[1];
-    pid_t pid = fork();
-    if (pid == 0)
-        keeper_main(l);
-    int error = errno;
-    close(control[1]);
-    errno = error;
-    if (pid < 0) {
-        close(control[0]);
-        return NULL;
-    }
-    remember_keeper(pid);
-    struct keeper *k = take_unused();
-    *k = (struct keeper){NULL, pid, open_process(pid), {control[0], false, on_control_ready, k}, NULL};
-    watch(&k->control, false);
-    return k;
-}
-
-void start_spare_keeper(void) {
-    struct launch nothing = {NULL, -1, -1, -1, -1};
-    struct keeper *k = fork_keeper(&nothing);
-    if (k) { /* without one the first exec forks its own */
-        k->next = spare;
-        spare = k;
-        spares++;
-    }
-}
-
-static bool send_exec(struct keeper *k, const struct frame *f, const struct launch *l) {
-    union {
-        struct cmsghdr head;
-        char space[CMSG_SPACE(3 * sizeof(int))];
-    } control = {0};
-    struct order o = {.kind = ORDER_EXEC};
-    struct iovec parts[2] = {{&o, sizeof o}, {f->payload, f->length}};
-    struct msghdr message = {.msg_iov = parts, .msg_iovlen = 2, .msg_control = &control, .msg_controllen = sizeof control};
-    struct cmsghdr *head = CMSG_FIRSTHDR(&message);
-    int three[3] = {l->in, l->out, l->err};
-    *head = (struct cmsghdr){.cmsg_len = CMSG_LEN(sizeof three), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS};
-    memcpy(CMSG_DATA(head), three, sizeof three);
-    return sendmsg(k->control.fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT) > 0;
-}
-
-static struct keeper *keeper_for(const struct frame *f, struct launch *l) {
-    while (spare && f->length <= ORDER_BYTES_MAX) {
-        struct keeper *k = spare;
-        if (send_exec(k, f, l)) {
-            spare = k->next;
-            spares--;
-            return k;
-        }
-        dismiss(k);
-    }
-    return fork_keeper(l);
-}
-
 static bool start(struct exec *e, const struct exec_request *r, const struct frame *f) {
     struct launch l = {r, -1, -1, -1, -1};
     bool made = e->terminal ? make_terminal(e, r, &l) : make_pipes(e, r, &l);
@@ -553,11 +367,6 @@ void on_exec(const struct frame *f) {
 
 /* ---- frames of a running exec ---- */
 
-static void order(struct exec *e, struct order o) {
-    if (e->keeper)
-        send(e->keeper->control.fd, &o, sizeof o, MSG_NOSIGNAL | MSG_DONTWAIT);
-}
-
 static void take_credit(struct exec *e, uint32_t bytes) {
     if (bytes > WINDOW_BYTES - e->credit)
         violation("more credit than a window");
@@ -580,8 +389,8 @@ void on_exec_frame(struct stream *s, const struct frame *f) {
         if (e->pending_have == 0)
             close_input(e);
         break;
-    case T_SIGNAL: order(e, (struct order){.kind = ORDER_SIGNAL, .signal = read_u8(&r)}); break;
-    case T_KILL: order(e, (struct order){.kind = ORDER_KILL, .grace_ms = read_u32(&r)}); break;
+    case T_SIGNAL: order(e->keeper, (struct order){.kind = ORDER_SIGNAL, .signal = read_u8(&r)}); break;
+    case T_KILL: order(e->keeper, (struct order){.kind = ORDER_KILL, .grace_ms = read_u32(&r)}); break;
     case T_CREDIT: take_credit(e, read_u32(&r)); break;
     case T_WINDOW: {
         struct winsize size = {.ws_row = read_u16(&r)};
