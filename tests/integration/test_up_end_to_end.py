@@ -210,6 +210,15 @@ def test_a_worker_that_is_killed_is_started_again_and_its_task_runs_again(up: Up
     assert up.cli("task", "log", task_id).stdout.endswith("survived\n")
 
 
+def test_a_worker_that_ends_without_an_error_is_started_again(up: Up) -> None:
+    worker = up.part("worker")
+
+    worker.terminate()
+
+    wait_until(lambda: not worker.is_running() and up.child("worker") is not None, "another worker", within_s=60)
+    assert up.cli("run", "-q", "--", "echo", "here", within_s=90).stdout == "here\n"
+
+
 def test_a_scheduler_that_is_killed_comes_back_on_its_ports_with_its_tasks(up: Up) -> None:
     task_id = up.cli("run", "--detach", "--", "sh", "-c", "sleep 3; echo survived").stdout.strip()
     wait_until(lambda: running(up, task_id), "running")

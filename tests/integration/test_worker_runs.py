@@ -549,6 +549,18 @@ async def test_two_runs_of_one_cache_at_the_same_time_have_an_instance_each(worl
     assert [end.exit_status for end in ends] == [0, 0, 0]
 
 
+async def test_runs_that_share_a_tree_as_cache_do_not_wait_for_each_other_nor_see_each_other(world: World) -> None:
+    builder = TreeBuilder()
+    builder.add_file("base", await write_bytes(world.blobs, TENANT, b"base"))
+    caches = [{"tree": str(await builder.store(world.blobs, TENANT)), "path": "cache"}]
+    first = await world.start("cat cache/base; echo mine >cache/mine; sleep 600", caches=caches)
+
+    _, log = await world.shell("cat cache/base; ls cache", caches=caches)
+
+    world.worker.cancel([first])
+    assert log == "basebase\n"
+
+
 async def test_a_canceled_run_leaves_the_old_content_of_its_cache(world: World) -> None:
     caches = [{"name": "c", "path": "cache"}]
     await world.shell("mkdir -p cache; echo old >cache/x", caches=caches)

@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from structlog.testing import capture_logs
 
 from corral.kernel.clock import LoopClock
 from corral.sandboxes.model import End, ExecResult
@@ -25,13 +26,15 @@ class Controls:
         self.why, self.at_s = why, asyncio.get_running_loop().time()
 
 
-async def test_a_worker_in_which_nothing_moves_is_stopped() -> None:
+async def test_a_worker_in_which_nothing_moves_is_stopped_and_says_where_it_stood() -> None:
     controls = Controls()
 
-    await WatchdogPlugin(LoopClock(), WatchdogConfig(silent_s=100)).serve(controls)
+    with capture_logs() as log:
+        await WatchdogPlugin(LoopClock(), WatchdogConfig(silent_s=100)).serve(controls)
 
     assert controls.at_s == pytest.approx(100)
     assert "nothing moved for 1m40s" in controls.why
+    assert "test_a_worker_in_which_nothing_moves_is_stopped_and_says_where_it_stood" in log[0]["stacks"]
 
 
 async def test_progress_and_idleness_put_the_stop_off() -> None:
