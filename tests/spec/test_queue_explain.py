@@ -64,6 +64,15 @@ def test_a_pending_task_that_was_tried_says_how_that_went() -> None:
     assert "It was tried before: claim-expired on wrk_ann." in why(Phase.PENDING, past, a_run(Phase.PENDING))
 
 
+def test_runs_that_ended_alike_are_told_together() -> None:
+    lost = a_run(Phase.EXCEPTION, Reason.CLAIM_EXPIRED, worker=ANN)
+    again = a_run(Phase.EXCEPTION, Reason.INTERMITTENT_TASK, worker=ANN)
+
+    text = why(Phase.COMPLETED, lost, again, again, again, ended(Phase.COMPLETED))
+
+    assert "It had 5 runs; before the last: claim-expired on wrk_ann; intermittent-task on wrk_ann (3 times)." in text
+
+
 def test_an_unscheduled_task_names_its_dependencies_and_how_they_stand() -> None:
     waits_for = tuple(f"task_{place}" for place in range(7))
 
@@ -86,11 +95,12 @@ def test_a_running_task_says_who_holds_it_and_how_far_it_is(started_s: float | N
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"exit_status": 3}, "the command exited with status 3"),
-        ({"signal": 9}, "the command was killed by signal 9"),
-        ({"end": "memory"}, "of memory"),
-        ({"exit_status": 0, "end": "exited"}, "a plugin did not accept the result"),
-        ({"exit_status": 3, "message": "make: *** [all] Error 2"}, "status 3: make: *** [all] Error 2"),
+        ({"exit_status": 3}, "It failed: the command ended with exit status 3."),
+        ({"signal": 9}, "It failed: the command was killed by signal 9."),
+        ({"end": "not-started", "message": "no such command"}, "It failed: no such command."),
+        ({"exit_status": 0, "message": "no artifact"}, "although its command ended with exit status 0: no artifact."),
+        ({"exit_status": 137, "message": "it used all memory"}, "It failed with exit status 137: it used all memory."),
+        ({"exit_status": 3, "message": "it ended with exit status 3"}, "It failed: it ended with exit status 3."),
     ],
 )
 def test_a_failed_task_says_how_its_command_ended(fields: dict[str, Any], sentence: str) -> None:

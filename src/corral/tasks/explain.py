@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from corral.tasks.model import Phase, Reason, Requires, Run, Task
 from corral.tasks.ports import TenantTerms, WorkerOffer
@@ -62,7 +63,7 @@ def _pending(view: Situation) -> list[str]:
         reasons.append("It is pending because no slot has become free for it yet; it is the next of this tenant.")
     retries = [run for run in view.task.life.runs if run.phase is Phase.EXCEPTION and run.reason is not None]
     if retries:
-        reasons.append(f"It was tried before: {'; '.join(_run_text(run) for run in retries[-_NAMED_MAX:])}.")
+        reasons.append(f"It was tried before: {_runs_text(retries)}.")
     return reasons
 
 
@@ -106,8 +107,7 @@ def _final(view: Situation) -> list[str]:
         elif usage.sandbox:
             sentences.append(f"It got a cold sandbox because {usage.cold_reason or 'no warm one was waiting'}.")
     if len(life.runs) > 1:
-        told = "; ".join(_run_text(past) for past in life.runs[:-1][-_NAMED_MAX:])
-        sentences.append(f"It had {len(life.runs)} runs; before the last: {told}.")
+        sentences.append(f"It had {len(life.runs)} runs; before the last: {_runs_text(life.runs[:-1])}.")
     return sentences
 
 
@@ -117,7 +117,7 @@ def _end(view: Situation, run: Run | None) -> str:
     if life.phase is Phase.COMPLETED:
         return "It completed."
     if life.phase is Phase.FAILED:
-        return f"It failed{said}" if "exit status" in said else f"It failed because {_how(run)}{said}"
+        return f"It failed{_status(run, said)}{said}" if said != "." else f"It failed: {_how(run)}."
     match life.reason:
         case Reason.CANCELED:
             return "It is an exception because it was canceled."
@@ -133,20 +133,34 @@ def _end(view: Situation, run: Run | None) -> str:
     return f"It is an exception because its worker reported {life.reason.value}{said}"
 
 
+def _status(run: Run | None, said: str) -> str:
+    """The exit status, when what was said does not tell it."""
+    status = run.end.exit_status if run is not None and run.end is not None else None
+    if status is None or "exit status" in said:
+        return ""
+    return f" with exit status {status}" if status else " although its command ended with exit status 0"
+
+
 def _how(run: Run | None) -> str:
     if run is None or run.end is None:
         return "its worker said so"
     if run.end.signal is not None:
         return f"the command was killed by signal {run.end.signal}"
     if run.end.exit_status:
-        return f"the command exited with status {run.end.exit_status}"
-    return f"of {run.end.end}" if run.end.end not in ("", "exited") else "a plugin did not accept the result"
+        return f"the command ended with exit status {run.end.exit_status}"
+    return f"its end was {run.end.end or 'not told'}"
 
 
 def _where(run: Run | None) -> str:
     if run is None:
         return "while it waited for its dependencies"
     return "while it ran" if run.worker else "while it waited for a worker"
+
+
+def _runs_text(runs: Sequence[Run]) -> str:
+    """The last ways in which runs ended; those in a row that ended alike together."""
+    alike = [(text, len(list(same))) for text, same in groupby(map(_run_text, runs))]
+    return "; ".join(text if count == 1 else f"{text} ({count} times)" for text, count in alike[-_NAMED_MAX:])
 
 
 def _run_text(run: Run) -> str:
