@@ -24,7 +24,8 @@ async def ready(services: GivenServices) -> Response[str]:
     workers = [worker for worker in await services.fleet.workers() if worker.state == "ready"]
     if not workers:
         return Response("no worker is ready\n", status_code=503, media_type=MediaType.TEXT)
-    return Response(f"ready, {len(workers)} worker(s)\n", media_type=MediaType.TEXT)
+    count = "1 worker" if len(workers) == 1 else f"{len(workers)} workers"
+    return Response(f"ready, {count}\n", media_type=MediaType.TEXT)
 
 
 @get("/metrics", media_type=MediaType.TEXT, tags=["health"], summary="Counters and gauges for Prometheus")
