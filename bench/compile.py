@@ -7,10 +7,12 @@ import os
 import shutil
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -21,7 +23,8 @@ from corral.entry import WRAPPER
 from corral.testing.compiles import compiles
 
 _SERIAL = int(os.environ.get("BENCH_COMPILE_SERIAL", "200"))
-_REBUILDS = int(os.environ.get("BENCH_COMPILE_REBUILDS", "3"))
+_COLD = int(os.environ.get("BENCH_COMPILE_COLD", "3"))
+_WARM = int(os.environ.get("BENCH_COMPILE_WARM", "5"))
 _FETCH = Path(__file__).parents[1] / "examples" / "demo" / "fetch_debian_source.sh"
 _C = """#include <errno.h>
 #include <stdio.h>
@@ -55,13 +58,17 @@ class Spent:
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A way to compile: words in front of the compiler, its environment, and the server whose time counts."""
+    """A way to compile: words in front of the compiler, its environment, and the server whose time counts.
+
+    ``settle`` waits until all is stored, ``empty`` forgets everything.
+    """
 
     name: str
     words: tuple[str, ...]
     environment: Mapping[str, str]
     server: Callable[[], int] = lambda: 0
     settle: Callable[[], object] = lambda: None
+    empty: Callable[[], object] = lambda: None
 
 
 def measure() -> Sequence[Row]:
@@ -74,6 +81,7 @@ def measure() -> Sequence[Row]:
             ours.environment,
             lambda: ours.daemon,
             lambda: tell(ours.environment, "flush"),
+            lambda: _quietly([sys.executable, "-m", "corral", "cc", "clean"], ours.environment),
         )
         peers = [*_peers(place)]
         rows = _hits(place, corral, peers)
@@ -81,10 +89,12 @@ def measure() -> Sequence[Row]:
             rows += _rebuilds(project, corral, [peer for peer in peers if peer.name.startswith("ccache")])
         for peer in peers:
             if peer.name == "sccache":
-                subprocess.run(
-                    [peer.words[0], "--stop-server"], env=dict(peer.environment), capture_output=True, check=False
-                )
+                _quietly([peer.words[0], "--stop-server"], peer.environment)
         return rows
+
+
+def _quietly(command: Sequence[str], environment: Mapping[str, str]) -> None:
+    subprocess.run(command, env=dict(environment), capture_output=True, check=True)
 
 
 def _peers(place: Path) -> Sequence[Tool]:
@@ -92,7 +102,9 @@ def _peers(place: Path) -> Sequence[Tool]:
     plain = {"PATH": os.environ["PATH"], "HOME": str(place)}
     if ccache := shutil.which("ccache"):
         environment = {"CCACHE_DIR": str(place / "ccache"), "CCACHE_DEPEND": "1", "CCACHE_NOINODECACHE": "1"}
-        found.append(Tool("ccache (depend mode)", (ccache,), plain | environment))
+        settings = plain | environment
+        empty = partial(_quietly, [ccache, "--clear"], settings)
+        found.append(Tool("ccache (depend mode)", (ccache,), settings, empty=empty))
     if sccache := shutil.which("sccache"):
         environment = {"SCCACHE_DIR": str(place / "sccache"), "SCCACHE_SERVER_UDS": str(place / "sccache.sock")}
         server = plain | environment | {"SCCACHE_IDLE_TIMEOUT": "0"}
@@ -124,6 +136,7 @@ def _timed(tool: Tool, count: int, work: Callable[[], None]) -> Spent:
         spent.wall_s.append(time.perf_counter() - began_s)
         after = os.times()
         spent.cpu_s.append(after.children_user + after.children_system - before.children_user - before.children_system)
+    tool.settle()  # what is stored after the build has gone on counts, too
     share_s = (_server_cpu_s(tool) - server_s) / count
     mean_s = sum(spent.cpu_s) / count  # children's clocks are as coarse: the mean over all, not the median
     spent.cpu_s = [mean_s + share_s]
@@ -211,9 +224,8 @@ def _rebuilds(project: tuple[str, Path, tuple[str, ...]], corral: Tool, peers: S
     name, directory, targets = project
     plain = Tool("plain", (), {"PATH": os.environ["PATH"], "HOME": str(directory)})
     tools = (plain, corral, *peers)
-    cold = {tool.name: _timed(tool, 1, lambda tool=tool: _make(tool, directory, targets)) for tool in tools}  # type: ignore[misc]
-    corral.settle()
-    warm = {tool.name: _timed(tool, _REBUILDS, lambda tool=tool: _make(tool, directory, targets)) for tool in tools[1:]}  # type: ignore[misc]
+    cold = _in_turns(tools, directory, targets, count=_COLD, empty=True)
+    warm = _in_turns(tools[1:], directory, targets, count=_WARM, empty=False)
     bare, ours, hot = cold["plain"], cold[corral.name], warm[corral.name]
     rows = [
         at_most(f"{name}, cold, CPU", ours.cpu, "plain", bare.cpu, times=1.03),
@@ -229,10 +241,26 @@ def _rebuilds(project: tuple[str, Path, tuple[str, ...]], corral: Tool, peers: S
     return rows
 
 
-def _make(tool: Tool, directory: Path, targets: Sequence[str]) -> None:
+def _in_turns(
+    tools: Sequence[Tool], directory: Path, targets: Sequence[str], *, count: int, empty: bool
+) -> Mapping[str, Spent]:
+    """Whole rebuilds, one tool after the other, so that nobody pays alone for what the machine does meanwhile."""
+    spent = {tool.name: Spent() for tool in tools}
+    for _ in range(count):
+        for tool in tools:
+            if empty:
+                tool.empty()
+            once = _timed(tool, 1, partial(make, tool, directory, targets))
+            spent[tool.name].wall_s += once.wall_s
+            spent[tool.name].cpu_s += once.cpu_s
+    return spent
+
+
+def make(tool: Tool, directory: Path, targets: Sequence[str], *, flags: Sequence[str] = ()) -> None:
+    """A whole build from nothing."""
     for command in (("clean",), targets):
         subprocess.run(
-            ["make", "-s", "-j2", f"CC={' '.join((*tool.words, 'gcc'))}", *command],
+            ["make", "-s", "-j2", f"CC={' '.join((*tool.words, 'gcc', *flags))}", *command],
             cwd=directory,
             env=dict(tool.environment),
             stdout=subprocess.DEVNULL,

@@ -488,6 +488,18 @@ async def test_a_full_worker_says_so_at_once_and_another_is_asked(tmp_path: Path
         assert (await _compile(fleet, project, "gcc -Iinc -c src/a.c -o out.o")).worker == "wrk-1"
 
 
+async def test_a_worker_counts_a_compile_while_it_runs(tmp_path: Path) -> None:
+    project = _project(tmp_path)
+    seen: list[int] = []
+
+    async with _fleet(tmp_path) as fleet:
+        worker = fleet.workers[0]
+        worker.runner.before = lambda: seen.append(worker.servicer.busy)
+        await _compile(fleet, project, "gcc -Iinc -c src/a.c -o out.o")
+
+        assert (set(seen), worker.servicer.busy) == ({1}, 0)
+
+
 async def test_calls_of_neighbours_survive_that_a_worker_is_found_full(tmp_path: Path) -> None:
     project = _project(tmp_path)
     for n in range(6):

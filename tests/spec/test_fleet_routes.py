@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from corral.fleet.adapters.messages import state_from_message, state_to_message
 from corral.fleet.machine import Candidate, place
 from corral.fleet.members import Worker
 from corral.fleet.model import Capacity, Registration, RunRef, WorkerPhase, WorkerState
@@ -242,6 +243,22 @@ def test_a_promise_that_is_never_given_back_ends_with_its_token() -> None:
     clock.at_s += TTL_S + 1
 
     assert _slots(router, 1) == {"a": 1}
+
+
+def test_a_heartbeat_arrives_as_it_was_sent() -> None:
+    state = WorkerState(
+        slots_free=1,
+        runs=(RunRef(task_id="t", run=0, token=7),),
+        images=("sha256:1",),
+        draining=True,
+        load=0.5,
+        disk_free_bytes=10,
+        memory_free_bytes=20,
+        pools_json="{}",
+        executions=3,
+    )
+
+    assert state_from_message(state_to_message(state)) == state
 
 
 def test_executions_that_are_promised_and_told_are_counted_once() -> None:

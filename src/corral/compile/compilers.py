@@ -22,10 +22,6 @@ class Compilers:
         """The answer when it is known and no program has changed."""
         return self._identities.known(asked)
 
-    def forget(self) -> None:
-        """Ask again from now on."""
-        self._identities.forget()
-
     async def meet(self, asked: Question) -> CompilerIdentity:
         """The answer, whatever it takes. Cancellation: safe; somebody else asks."""
         while (identity := self._identities.known(asked)) is None:

@@ -83,10 +83,6 @@ class Identities:
             self._known.pop(next(iter(self._known)))
         self._known[asked] = answer
 
-    def forget(self) -> None:
-        """Ask again from now on."""
-        self._known.clear()
-
     @staticmethod
     def probe(asked: Question) -> tuple[CompilerIdentity, list[tuple[str, Signature]]]:
         """Ask the compiler and hash its programs. ``vendor`` None: no compiler that we know, or a script around one."""

@@ -90,9 +90,8 @@ class CompileService:
         self._keeper.configure(config)
 
     def forget(self) -> None:
-        """Look at everything anew: after the store was cleaned."""
+        """Look into the store anew: it was cleaned."""
         self._plans.clear()
-        self._compilers.forget()
 
     async def flush(self) -> None:
         """Wait until everything that has run is stored and written down."""

@@ -1,0 +1,73 @@
+"""A build whose every compile runs in a sandbox of a worker on this machine, beside the bare build.
+
+Each turn has a macro of its own, so that nobody, here or on the worker, has seen any of its compiles before.
+"""
+
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+
+import httpx
+
+from bench.compile import Tool, make, projects
+from bench.report import Row, at_most
+from corral.compile.journal import read_journal
+from corral.compile.model import Outcome
+from corral.entry import WRAPPER
+from corral.testing.compiles import Compiles, compiles
+from corral.testing.processes import CorralProcess, public_directory, wait_until
+
+_TURNS = int(os.environ.get("BENCH_COMPILE_COLD", "3"))
+_BOUND = 1.05
+
+
+def measure() -> Sequence[Row]:
+    """A row for each project."""
+    with public_directory() as home, tempfile.TemporaryDirectory(prefix="corral-bench-") as place:
+        up = CorralProcess(
+            "up",
+            home,
+            "scheduler.http=127.0.0.1:0",
+            "scheduler.grpc=127.0.0.1:0",
+            "reapi.address=off",
+            "engine.front.listen=127.0.0.1:0",
+            "worker.slots=2",
+            "worker_door.listen=127.0.0.1:0",
+        )
+        try:
+            up.start()
+            wait_until(lambda: _workers(up.url), "a worker", log=up.log)
+            with compiles({"CORRAL_COMPILE__REMOTE__SCHEDULER": up.url}) as ours:
+                return [_measured(ours, *project) for project in projects(Path(place))]
+        finally:
+            up.stop()
+
+
+def _workers(url: str) -> bool:
+    return any(each["state"] == "ready" for each in httpx.get(f"{url}/api/v1/workers", timeout=30).json()["workers"])
+
+
+def _measured(ours: Compiles, name: str, directory: Path, targets: tuple[str, ...]) -> Row:
+    plain = Tool("plain", (), {"PATH": os.environ["PATH"], "HOME": str(directory)})
+    corral = Tool("corral cc", (str(WRAPPER),), ours.environment)
+    make(corral, directory, targets, flags=["-DTURN=0"])  # sandboxes, connections, the worker's look at the tool chain
+    took: dict[str, list[float]] = {plain.name: [], corral.name: []}
+    seen = _remote_runs(ours)
+    for turn in range(1, _TURNS + 1):
+        for tool in (plain, corral):
+            began_s = time.perf_counter()
+            make(tool, directory, targets, flags=[f"-DTURN={turn}"])
+            took[tool.name].append(time.perf_counter() - began_s)
+    by_workers, here = (after - before for after, before in zip(_remote_runs(ours), seen, strict=True))
+    what = f"{name}, make -j2, {by_workers} of {by_workers + here} compiles in a sandbox of this machine's worker"
+    return at_most(what, median(took[corral.name]), plain.name, median(took[plain.name]), times=_BOUND)
+
+
+def _remote_runs(ours: Compiles) -> tuple[int, int]:
+    """How many compiles a worker ran so far, and how many ran here."""
+    ours.events()
+    outcomes = [event.outcome for event in read_journal(ours.store, since_s=0)]
+    return outcomes.count(Outcome.REMOTE_RUN), outcomes.count(Outcome.LOCAL_RUN)
