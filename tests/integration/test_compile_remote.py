@@ -14,6 +14,7 @@ import grpc
 import pytest
 from msgspec.structs import replace
 
+from corral.actions.model import Performed
 from corral.actions.runner import ROOT
 from corral.compile import cacheability, closure, grammars, key
 from corral.compile.files import FileTable
@@ -47,12 +48,16 @@ class _Fleet:
 
 
 @asynccontextmanager
-async def _fleet(folder: Path, *, workers: int = 1, places: int = 4, **more: Any) -> AsyncIterator[_Fleet]:
+async def _fleet(
+    folder: Path, *, workers: int = 1, places: int = 4, within_s: float = 600.0, **more: Any
+) -> AsyncIterator[_Fleet]:
     signing, clock = SigningKey(), SystemClock()
     config = RemoteConfig(tenant="acme", **more)
     async with AsyncExitStack() as stack:
         opened = [
-            await stack.enter_async_context(open_worker(folder / f"w{n}", f"wrk-{n}", signing, places=places))
+            await stack.enter_async_context(
+                open_worker(folder / f"w{n}", f"wrk-{n}", signing, places=places, answer_within_s=within_s)
+            )
             for n in range(workers)
         ]
         group = await stack.enter_async_context(asyncio.TaskGroup())
@@ -486,6 +491,23 @@ async def test_a_full_worker_says_so_at_once_and_another_is_asked(tmp_path: Path
     async with _fleet(tmp_path, workers=2) as fleet:
         fleet.workers[0].servicer.busy = 4
         assert (await _compile(fleet, project, "gcc -Iinc -c src/a.c -o out.o")).worker == "wrk-1"
+
+
+async def test_a_compile_that_never_ends_is_given_up_by_two_workers_and_told(tmp_path: Path) -> None:
+    async def never(*_: object, **__: object) -> Performed:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    project = _project(tmp_path)
+
+    async with _fleet(tmp_path, workers=2, within_s=0.05) as fleet:
+        for worker in fleet.workers:
+            worker.runner.run = never  # type: ignore[method-assign]
+        with pytest.raises(DependencyError, match=r"longer than 0\.05 s \(worker_door\.answer_within_s\)"):
+            await _compile(fleet, project, "gcc -Iinc -c src/a.c -o out.o")
+
+        assert fleet.compiler.figures.retries == 1
+        assert [worker.servicer.busy for worker in fleet.workers] == [0, 0]
 
 
 async def test_a_worker_counts_a_compile_while_it_runs(tmp_path: Path) -> None:

@@ -203,7 +203,9 @@ class FakeRoutes:
 
 
 @asynccontextmanager
-async def open_worker(folder: Path, worker_id: str, key: SigningKey, *, places: int = 4) -> AsyncIterator[FakeWorker]:
+async def open_worker(
+    folder: Path, worker_id: str, key: SigningKey, *, places: int = 4, answer_within_s: float = 600.0
+) -> AsyncIterator[FakeWorker]:
     """A door on a free port of loopback, with a certificate made here, until the block ends."""
     await asyncio.to_thread(folder.mkdir)
     await asyncio.to_thread(make, folder, worker_id)
@@ -221,7 +223,7 @@ async def open_worker(folder: Path, worker_id: str, key: SigningKey, *, places: 
             toolchains=toolchain,
             sign=signer.sign,
             clock=clock,
-            config=WorkerDoorConfig(listen="127.0.0.1:0"),
+            config=WorkerDoorConfig(listen="127.0.0.1:0", answer_within_s=answer_within_s),
             places=places,
             new_id=lambda: f"exe-{worker_id}-{runner.runs}",
         )
