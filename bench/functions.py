@@ -32,6 +32,8 @@ LOAD_S = 3
 CONNECTIONS = 16
 NEIGHBOUR_ROUNDS = 3
 PACE = 400
+ATTACKS = {"spin": 8, "grow": 8, "flood": 8, "hello": 256}
+"""What the other tenant's clients ask for, and on how many connections: the last is a flood of requests."""
 _MODULE_FUNCTIONS = 400  # one MiB of code
 
 WORKER = """
@@ -160,20 +162,21 @@ async def _neighbour(rig: FunctionRig) -> list[Row]:
     victim = await rig.spec(assemble(programs.hello()), tenant="victim")
     await rig.deploy("hello", victim, tenant="victim")
     spin = Limits(cpu_s=1.0, wall_s=5.0, concurrency=64)
-    for name, program in {"spin": programs.SPIN, "grow": programs.GROW, "flood": programs.FLOOD}.items():
+    hostile = {"spin": programs.SPIN, "grow": programs.GROW, "flood": programs.FLOOD, "hello": programs.hello()}
+    for name, program in hostile.items():
         await rig.deploy(name, await rig.spec(assemble(program), tenant="hostile", limits=spin), tenant="hostile")
     base = f"http://127.0.0.1:{rig.port}/tenants"
     rows = []
-    for name in ("spin", "grow", "flood"):
+    for name, connections in ATTACKS.items():
         alone, beside = [], []
         for _ in range(NEIGHBOUR_ROUNDS):  # in turns, so that both see the same machine
             alone.append(await _paced_p99(rig.port, "/tenants/victim/functions/hello"))
             async with asyncio.TaskGroup() as group:
-                attack = group.create_task(_wrk(f"{base}/hostile/functions/{name}", 8, LOAD_S + 2))
+                attack = group.create_task(_wrk(f"{base}/hostile/functions/{name}", connections, LOAD_S + 2))
                 await asyncio.sleep(1)
                 beside.append(await _paced_p99(rig.port, "/tenants/victim/functions/hello"))
                 await attack
-        what = f"functions: p99 of a tenant at {PACE}/s beside another one's {name}, 8 at once, without a pause"
+        what = f"functions: p99 of a tenant at {PACE}/s beside another one's {name}, {connections} at once, no pause"
         rows.append(at_most(what, p50(beside), "alone", p50(alone), times=2.0))
     return rows
 

@@ -2,13 +2,16 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from corral.database.engine import Database
 from corral.functions import machine
 from corral.functions.adapters.homes import MemoryHomeStore, SqlHomeStore
 from corral.functions.adapters.memory import MemoryFunctionStore
+from corral.functions.adapters.news import SqlNews
 from corral.functions.adapters.sql import SqlFunctionStore
 from corral.functions.config import FunctionsConfig
 from corral.functions.homes import Home, HomeStore, Settled
@@ -214,7 +217,7 @@ async def test_what_a_scheduler_publishes_replaces_what_it_published_and_leaves_
         Home(scheduler="a", beat=1),
         Home(scheduler="a", beat=2, instances=(Settled(key=key, backend=backend),)),
     ):
-        await homes.publish(home)
+        await homes.publish(home, changed=True)
 
     found = {each.scheduler: each for each in await homes.homes()}
     assert (found["a"].beat, found["a"].instances[0].backend, found["b"].instances) == (2, backend, ())
@@ -222,3 +225,71 @@ async def test_what_a_scheduler_publishes_replaces_what_it_published_and_leaves_
     await homes.leave(["a", "absent"])
 
     assert [each.scheduler for each in await homes.homes()] == ["b"]
+
+
+class Listener:
+    """Listens for news of functions; ``news`` is set at each."""
+
+    def __init__(self, database: Database) -> None:
+        self.news = asyncio.Event()
+        self._database = database
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator["Listener"]:
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(SqlNews(self._database).listen(self.news.set))
+            await self.heard()  # it is connected
+            yield self
+            task.cancel()
+
+    async def heard(self) -> None:
+        async with asyncio.timeout(20):
+            await self.news.wait()
+        self.news.clear()
+
+
+@pytest.fixture
+async def both(postgres_database_url: str) -> AsyncIterator[tuple[Database, Listener]]:
+    """One who writes and one who listens, each with connections of its own."""
+    async with Database.open(postgres_database_url) as writing, Database.open(postgres_database_url) as reading:
+        async with Listener(reading).listening() as listener:
+            yield writing, listener
+
+
+async def test_a_change_is_told_to_all_who_listen(both: tuple[Database, Listener]) -> None:
+    writing, listener = both
+
+    await do(SqlFunctionStore(writing), deploy("v1"))
+
+    await listener.heard()
+
+
+async def test_a_change_that_was_refused_is_not_told(both: tuple[Database, Listener]) -> None:
+    writing, listener = both
+    store, homes = SqlFunctionStore(writing), SqlHomeStore(writing)
+
+    with pytest.raises(NotFound):
+        await do(store, machine.SwitchOn("v1"))
+    await homes.publish(Home(scheduler="a", beat=1), changed=False)
+    assert not listener.news.is_set()
+    await homes.publish(Home(scheduler="a", beat=2), changed=True)
+
+    await listener.heard()
+    await homes.leave(["a"])
+    await listener.heard()
+
+
+async def test_whoever_listens_hears_again_after_its_connection_was_lost(both: tuple[Database, Listener]) -> None:
+    writing, listener = both
+
+    async def cut(connection: AsyncConnection) -> None:
+        await connection.exec_driver_sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND query LIKE 'LISTEN %'"
+        )
+
+    await writing.read(cut)
+
+    await listener.heard()  # it is connected again, and something may have been missed
+    await do(SqlFunctionStore(writing), deploy("v1"))
+    await listener.heard()

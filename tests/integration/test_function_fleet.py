@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,6 +14,7 @@ import pytest
 
 from corral.blobs.adapters.memory import MemoryBlobs
 from corral.blobs.content import write_bytes
+from corral.database.engine import Database
 from corral.fleet.adapters.grpc_link import SchedulerLink
 from corral.fleet.adapters.grpc_server import FleetServicer, serving
 from corral.fleet.adapters.memory import MemoryWorkerTable
@@ -23,15 +24,17 @@ from corral.fleet.service import Fleet
 from corral.functions import machine
 from corral.functions.adapters.grpc_link import FunctionsStream
 from corral.functions.adapters.grpc_server import FunctionsServicer
-from corral.functions.adapters.homes import MemoryHomeStore
+from corral.functions.adapters.homes import MemoryHomeStore, SqlHomeStore
 from corral.functions.adapters.memory import MemoryFunctionStore
+from corral.functions.adapters.news import SqlNews
+from corral.functions.adapters.sql import SqlFunctionStore
 from corral.functions.attendant import Attendant
 from corral.functions.conductor import Conductor
 from corral.functions.config import FunctionsConfig
-from corral.functions.homes import Homes
+from corral.functions.homes import Homes, HomeStore
 from corral.functions.logs import FunctionLogs
 from corral.functions.model import FunctionKey, Kind, LogLine, OnBreak, RevisionKey, RevisionSpec, Scale, Share
-from corral.functions.ports import FunctionStore
+from corral.functions.ports import FunctionStore, News
 from corral.functions.registry import Registry
 from corral.functions.service import Deployment, Functions
 from corral.kernel.clock import SystemClock
@@ -66,6 +69,7 @@ async def a_scheduler(
     port: int = 0,
     config: FunctionsConfig = QUICK,
     homes: Homes | None = None,
+    news: News | None = None,
 ) -> AsyncIterator[tuple[Functions, int]]:
     async def nothing(worker_id: str) -> tuple[()]:
         return ()
@@ -87,7 +91,7 @@ async def a_scheduler(
         homes=homes,
     )
     logs = FunctionLogs(home / "logs", CLOCK, config)
-    functions = Functions(registry, conductor, logs, blobs, CLOCK, config)
+    functions = Functions(registry, conductor, logs, blobs, CLOCK, config, news=news)
     servicers = [
         partial(fleet_pb2_grpc.add_FleetServicer_to_server, FleetServicer(fleet, "sch")),
         partial(functions_pb2_grpc.add_FunctionsServicer_to_server, FunctionsServicer(fleet, conductor, logs, config)),
@@ -544,14 +548,30 @@ class Pair:
 
 @pytest.fixture
 async def pair(tmp_path: Path) -> AsyncIterator[Pair]:
-    functions, homes, blobs, network = MemoryFunctionStore(), MemoryHomeStore(), MemoryBlobs(), MemoryNetwork()
-    config = msgspec.structs.replace(QUICK, compare_s=0.05, home_expires_s=1.0)
+    functions, homes = MemoryFunctionStore(), MemoryHomeStore()
+    async with two_schedulers(tmp_path, [functions] * 2, [homes] * 2, compare_s=0.05) as found:
+        yield found
+
+
+@asynccontextmanager
+async def two_schedulers(
+    tmp_path: Path,
+    stores: Sequence[FunctionStore],
+    meeting: Sequence[HomeStore],
+    *,
+    compare_s: float,
+    news: Sequence[News | None] = (None, None),
+) -> AsyncIterator[Pair]:
+    blobs, network = MemoryBlobs(), MemoryNetwork()
+    config = msgspec.structs.replace(QUICK, compare_s=compare_s, home_expires_s=max(1.0, 3 * compare_s))
     fronts = [MemoryHost("wrk_a", network), MemoryHost("wrk_b", network)]
     async with AsyncExitStack() as stack, AsyncExitStack() as first:
         both = []
-        for name, front, on in (("a", fronts[0], first), ("b", fronts[1], stack)):
-            known = Homes(homes, name, CLOCK, expires_s=config.home_expires_s)
-            scheduler = a_scheduler(functions, blobs, tmp_path / name, config=config, homes=known)
+        for number, (name, front, on) in enumerate((("a", fronts[0], first), ("b", fronts[1], stack))):
+            known = Homes(meeting[number], name, CLOCK, expires_s=config.home_expires_s)
+            scheduler = a_scheduler(
+                stores[number], blobs, tmp_path / name, config=config, homes=known, news=news[number]
+            )
             conducting, port = await on.enter_async_context(scheduler)
             await on.enter_async_context(a_worker(front, port))
             await until(lambda conducting=conducting: bool(conducting.conductor.hosts()))  # type: ignore[misc]
@@ -586,6 +606,30 @@ async def test_what_a_scheduler_conducted_that_is_gone_another_one_starts(pair: 
 
     await until(lambda: len(pair.front_b.live()) == 1)
     assert (await pair.front_b.call("/functions/hello"))[2] == pair.front_b.live()[0]
+
+
+async def test_schedulers_on_postgresql_need_not_look_to_hear_of_each_other(
+    tmp_path: Path, postgres_database_url: str
+) -> None:
+    async with Database.open(postgres_database_url) as a, Database.open(postgres_database_url) as b:
+        both = (a, b)
+        stores, meeting = [SqlFunctionStore(each) for each in both], [SqlHomeStore(each) for each in both]
+        news = [SqlNews(each) for each in both]
+        async with two_schedulers(tmp_path, stores, meeting, compare_s=3600.0, news=news) as pair:
+            await pair.deploy(Scale(min=1, max=1))
+            await until(pair.reached_from_b)
+            await pair.a.deploy(await a_deployment(pair.blobs, "v2", scale=Scale(min=1, max=1)), actor="test")
+
+            await pair.a.switch_on(HELLO, "v2", actor="test")
+
+            await until(lambda: split_of(pair.front_b) == {"v2": 100})
+            assert (await pair.front_b.call("/functions/hello"))[:2] == (200, "v2")
+
+
+def split_of(front: MemoryHost) -> dict[str, int]:
+    """How it divides the requests for the function."""
+    route = front.table.functions.get(HELLO)
+    return {each.key.revision: each.percent for each in route.revisions if each.percent} if route is not None else {}
 
 
 async def die_again_and_again(

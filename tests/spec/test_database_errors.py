@@ -6,7 +6,7 @@ import pickle
 import sqlite3
 from collections.abc import Iterator
 
-import asyncpg  # type: ignore[import-untyped] # it ships no types
+import asyncpg
 import pytest
 from sqlalchemy import exc
 

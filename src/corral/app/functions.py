@@ -23,6 +23,7 @@ from corral.database.engine import Database
 from corral.fleet.model import WorkerPhase
 from corral.fleet.service import Fleet
 from corral.functions.adapters.homes import SqlHomeStore
+from corral.functions.adapters.news import SqlNews
 from corral.functions.adapters.sql import SqlFunctionStore
 from corral.functions.conductor import Conductor
 from corral.functions.config import FunctionsConfig
@@ -69,7 +70,9 @@ async def open_functions(
         homes=homes,
     )
     logs = FunctionLogs(data / "function-logs", clock, config)
-    return Functions(registry, conductor, logs, blobs, clock, config, shared=shared)
+    return Functions(
+        registry, conductor, logs, blobs, clock, config, shared=shared, news=SqlNews(database) if shared else None
+    )
 
 
 def _at_home(fleet: Fleet) -> list[str]:

@@ -61,7 +61,7 @@ class RevisionStatus:
 
 
 class Conductor:
-    """See the module. ``run`` for as long as the scheduler serves."""
+    """See the module. ``run`` for as long as the scheduler serves. ``on_moved`` hears of every change of the routes."""
 
     def __init__(
         self,
@@ -94,6 +94,7 @@ class Conductor:
         self._settled = False
         self._work = asyncio.Event()
         self.changed = Signal()
+        self.on_moved: Callable[[], None] = lambda: None
         registry.on_change = self._function_changed
         for function in registry.list():
             self._function_changed(None, function)
@@ -295,6 +296,7 @@ class Conductor:
         self._carry_out(plan)
         if self._routes.rebuild():
             self.changed.notify()
+            self.on_moved()
         self._tell()
         return breaks
 

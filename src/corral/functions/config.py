@@ -30,7 +30,8 @@ class FunctionsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         module_urls: prefixes of the URLs that programs may be fetched from; none by default.
         task_view: serve the older interface for functions, /tasks, /functions and /revisions, too.
         domains: tenant to the domain below which its functions have host names.
-        compare_s: how often schedulers on one database look for each other's changes and instances.
+        compare_s: how often schedulers on one database look for each other's changes and instances; on PostgreSQL they
+            also tell each other at once.
         home_expires_s: a scheduler that published nothing for so long is gone for the others.
     """
 

@@ -1,10 +1,10 @@
 """Several schedulers on one database: what each conducts, so that a function is one function for all of them.
 
-Workers are *at home* with the scheduler that they are connected to, and only that one conducts them. Every
-``functions.compare_s`` each scheduler publishes the instances that answer, where fronts of other workers reach them
-(``engine.front.public``); what the others have becomes routes for its own fronts, and counts for ``scale.min`` and
-``scale.max``. So that two do not both start, or both stop, an instance, they stand in an order (of their names): each
-counts what those before it have. Nothing here decides for somebody else.
+Workers are *at home* with the scheduler that they are connected to, and only that one conducts them. At every change,
+and every ``functions.compare_s``, each scheduler publishes the instances that answer, where fronts of other workers
+reach them (``engine.front.public``); what the others have becomes routes for its own fronts, and counts for
+``scale.min`` and ``scale.max``. So that two do not both start, or both stop, an instance, they stand in an order (of
+their names): each counts what those before it have. Nothing here decides for somebody else.
 
 A scheduler that publishes no more is gone after ``functions.home_expires_s``. Its clock does not matter: whoever reads
 watches ``beat`` change.
@@ -42,8 +42,8 @@ class Home(msgspec.Struct, frozen=True, kw_only=True):
 class HomeStore(Protocol):
     """Where schedulers meet. Every method may raise StoreUnavailable."""
 
-    async def publish(self, home: Home) -> None:
-        """Replace what this scheduler published before."""
+    async def publish(self, home: Home, *, changed: bool) -> None:
+        """Replace what this scheduler published before; ``changed``, in more than its beat: tell the others at once."""
         ...
 
     async def homes(self) -> Sequence[Home]:
@@ -67,6 +67,7 @@ class Homes:
     def __init__(self, store: HomeStore, scheduler: str, clock: Clock, *, expires_s: float) -> None:
         self._store, self._scheduler, self._clock, self._expires_s = store, scheduler, clock, expires_s
         self._beat = 0
+        self._told: tuple[Settled, ...] = ()
         self._seen: dict[str, _Seen] = {}
         self._before: Counter[RevisionKey] = Counter()
         self._backends: dict[RevisionKey, tuple[Backend, ...]] = {}
@@ -74,7 +75,10 @@ class Homes:
     async def exchange(self, instances: Iterable[Settled]) -> frozenset[FunctionKey]:
         """Publish ours and read theirs; the functions of which others have something else than before."""
         self._beat += 1
-        await self._store.publish(Home(scheduler=self._scheduler, beat=self._beat, instances=tuple(instances)))
+        telling = tuple(instances)
+        home = Home(scheduler=self._scheduler, beat=self._beat, instances=telling)
+        await self._store.publish(home, changed=telling != self._told)
+        self._told = telling
         self._take(await self._store.homes())
         now_s = self._clock.monotonic_s()
         dead = [name for name, seen in self._seen.items() if now_s > seen.at_s + _FORGOTTEN_AFTER * self._expires_s]

@@ -63,6 +63,14 @@ class Instances(Protocol):
         ...
 
 
+class News(Protocol):
+    """Hints that another scheduler changed something."""
+
+    async def listen(self, heard: Callable[[], None]) -> None:
+        """Call ``heard`` at each, until cancelled. Some may be missed, and some may be for nothing."""
+        ...
+
+
 class Front(Protocol):
     """The HTTP front of a worker."""
 

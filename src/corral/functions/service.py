@@ -26,6 +26,7 @@ from corral.functions.model import (
     Share,
     fingerprint,
 )
+from corral.functions.ports import News
 from corral.functions.program import Shape, check_kind, read_shape
 from corral.functions.registry import Registry, keys_of
 from corral.kernel.clock import Clock
@@ -36,6 +37,8 @@ from corral.kernel.units import format_size
 
 _UPKEEP_S: Final = 3600.0
 _LEAVE_S: Final = 3.0
+_COMPARE_PAUSE_S: Final = 0.02
+"""What changes within this time after a comparison waits for the next one."""
 _log = structlog.get_logger("corral.functions")
 
 
@@ -72,9 +75,12 @@ class Functions:
         config: FunctionsConfig,
         *,
         shared: bool = True,
+        news: News | None = None,
     ) -> None:
         self.registry = registry
-        self._shared = shared
+        self._shared, self._news = shared, news
+        self._moved = asyncio.Event()  # here, or at another scheduler
+        conductor.on_moved = self._moved.set
         self.conductor = conductor
         self.logs = logs
         self.config = config
@@ -251,16 +257,28 @@ class Functions:
             group.create_task(self.logs.run(), name="functions:logs")
             if self._shared:
                 group.create_task(self._compare(), name="functions:compare")
+            if self._news is not None:
+                group.create_task(self._news.listen(self._moved.set), name="functions:news")
             group.create_task(self._upkeep(), name="functions:upkeep")
 
     async def _compare(self) -> None:
         try:
             while True:
-                await asyncio.sleep(self.config.compare_s)
+                await self._wait_moved()
                 await self._tried(self.registry.compare, "functions-not-compared")
                 await self._tried(self.conductor.exchange, "instances-not-told")
+                await asyncio.sleep(_COMPARE_PAUSE_S)
         finally:
             await finish(self._tried(self.conductor.leave, "not-left"), within_s=_LEAVE_S)
+
+    async def _wait_moved(self) -> None:
+        """Until something moved, or it is time to look whether something did."""
+        try:
+            async with asyncio.timeout(self.config.compare_s):
+                await self._moved.wait()
+        except TimeoutError:
+            return
+        self._moved.clear()
 
     async def _upkeep(self) -> None:
         while True:

@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from corral.database.engine import Database
 from corral.database.statements import insert_new
 from corral.database.tables import function_homes as homes_table
+from corral.functions.adapters.news import announce
 from corral.functions.homes import Home
 
 _decode: Final = msgspec.json.Decoder(Home).decode
@@ -21,7 +22,7 @@ class SqlHomeStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def publish(self, home: Home) -> None:
+    async def publish(self, home: Home, *, changed: bool) -> None:
         values = {"beat": home.beat, "content": msgspec.json.encode(home)}
 
         async def carry_out(connection: AsyncConnection) -> None:
@@ -30,6 +31,8 @@ class SqlHomeStore:
             if not updated.rowcount:
                 new = insert_new(connection, homes_table).values(scheduler=home.scheduler, **values)
                 await connection.execute(new)
+            if changed:
+                await announce(connection)
 
         await self._database.write(carry_out)
 
@@ -44,6 +47,7 @@ class SqlHomeStore:
 
         async def carry_out(connection: AsyncConnection) -> None:
             await connection.execute(homes_table.delete().where(homes_table.c.scheduler.in_(gone)))
+            await announce(connection)
 
         await self._database.write(carry_out)
 
@@ -54,7 +58,7 @@ class MemoryHomeStore:
     def __init__(self) -> None:
         self.published: dict[str, Home] = {}
 
-    async def publish(self, home: Home) -> None:
+    async def publish(self, home: Home, *, changed: bool) -> None:
         self.published[home.scheduler] = home
 
     async def homes(self) -> Sequence[Home]:

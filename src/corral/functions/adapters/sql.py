@@ -12,6 +12,7 @@ from corral.database.statements import insert_new
 from corral.database.tables import function_history as history_table
 from corral.database.tables import function_specs as specs_table
 from corral.database.tables import functions as functions_table
+from corral.functions.adapters.news import announce
 from corral.functions.machine import Change, Function, FunctionState, HistoryEntry
 from corral.functions.model import FunctionKey, RevisionKey, RevisionSpec
 from corral.functions.ports import Decide
@@ -48,6 +49,7 @@ class SqlFunctionStore:
             change = decide(current)
             if change.action:
                 await _write(connection, change, actor, specs)
+                await announce(connection)
             return change
 
         return await self._database.write(decide_and_write)
