@@ -13,9 +13,9 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "host.h"
+#include "call.h"
 
-enum { OUT_ROOM = 32 * 1024, LOG_ROOM = 16 * 1024, SLOW_AFTER_NS = 10 * 1000 * 1000, NICE = 10 };
+enum { SLOW_AFTER_NS = 10 * 1000 * 1000, NICE = 10 };
 enum { SLICE_NS = 100 * 1000, LONG_SLICE_NS = 100 * 1000 * 1000 }; /* the shortest and the longest that there are */
 #define FLUSH_AFTER_NS (20ull * 1000 * 1000)
 
@@ -194,81 +194,13 @@ bool gate_wait(struct call *call, uint64_t until_ns) {
   return entered && result != ETIMEDOUT && !call->cancelled;
 }
 
-/* -- what the call writes -- */
+/* -- running -- */
 
 wasm_trap_t *stop_guest(struct call *call, enum outcome verdict) {
   static const char why[] = "stopped by the host";
   call->verdict = verdict;
   return wasmtime_trap_new(why, sizeof why - 1);
 }
-
-static bool window_take(struct call *call, uint32_t size) {
-  bool ok = true;
-  pthread_mutex_lock(&call->lock);
-  while (ok && call->window < size) ok = gate_wait(call, call->deadline_ns);
-  if (ok) call->window -= size;
-  pthread_mutex_unlock(&call->lock);
-  if (!ok) call->verdict = call->cancelled ? OUTCOME_CANCELED : OUTCOME_WALL;
-  return ok;
-}
-
-/* The buffer has room for a frame's header in front and for the end's frame behind. */
-bool out_flush(struct call *call, bool last) {
-  if (call->out_size == 0) return true;
-  if (!window_take(call, call->out_size)) return false;
-  if (last) return true; /* finish() sends it together with the end */
-  uint32_t size = call->out_size;
-  call->out_size = 0;
-  return send_frame(call->from, FRAME_OUT, 0, call->stream, call->out + FRAME_HEADER, size);
-}
-
-bool out_write(struct call *call, const uint8_t *bytes, size_t size) {
-  if (size > call->program->response_max - call->out_total) {
-    call->verdict = OUTCOME_OUTPUT;
-    return false;
-  }
-  call->out_total += size;
-  if (call->out_size == 0) call->out_since_ns = now_ns();
-  while (size > 0) {
-    size_t some = OUT_ROOM - call->out_size < size ? OUT_ROOM - call->out_size : size;
-    memcpy(call->out + FRAME_HEADER + call->out_size, bytes, some);
-    call->out_size += (uint32_t)some, bytes += some, size -= some;
-    if (call->out_size == OUT_ROOM && !out_flush(call, false)) return false;
-  }
-  return true;
-}
-
-static void log_send(const struct call *call, uint8_t stream, const uint8_t *text, uint32_t size) {
-  uint32_t key = (uint32_t)strlen(call->program->key), id = (uint32_t)strlen(call->request_id);
-  uint8_t *frame = malloc(9 + key + id + size);
-  if (frame == NULL) return;
-  frame[0] = stream;
-  put32(frame + 1, key), memcpy(frame + 5, call->program->key, key);
-  put32(frame + 5 + key, id), memcpy(frame + 9 + key, call->request_id, id);
-  memcpy(frame + 9 + key + id, text, size);
-  send_control(FRAME_LOG, frame, 9 + key + id + size, true);
-  free(frame);
-}
-
-static void log_flush(struct call *call) {
-  if (call->log_size) log_send(call, 0, call->log, call->log_size);
-  call->log_size = 0;
-}
-
-void log_write(struct call *call, const uint8_t *bytes, size_t size) {
-  uint64_t left = call->program->log_max - call->log_total;
-  if (size > left) size = left;
-  call->log_total += size;
-  while (size > 0) {
-    if (call->log == NULL && (call->log = malloc(LOG_ROOM)) == NULL) return;
-    size_t some = LOG_ROOM - call->log_size < size ? LOG_ROOM - call->log_size : size;
-    memcpy(call->log + call->log_size, bytes, some);
-    call->log_size += (uint32_t)some, bytes += some, size -= some;
-    if (call->log_size == LOG_ROOM) log_flush(call);
-  }
-}
-
-/* -- running -- */
 
 /* At every tick, inside guest code. */
 static wasmtime_error_t *on_tick(wasmtime_context_t *context, void *data, uint64_t *delta, uint8_t *kind) {
@@ -339,7 +271,7 @@ static enum outcome conclude(struct call *call, wasmtime_error_t *error, wasm_tr
   return outcome;
 }
 
-static bool find_function(wasmtime_context_t *context, wasmtime_instance_t *instance, const char *name,
+bool find_function(wasmtime_context_t *context, wasmtime_instance_t *instance, const char *name,
                           wasmtime_func_t *found) {
   wasmtime_extern_t exported;
   if (!wasmtime_instance_export_get(context, instance, name, strlen(name), &exported) ||
@@ -349,116 +281,18 @@ static bool find_function(wasmtime_context_t *context, wasmtime_instance_t *inst
   return true;
 }
 
-static enum outcome enter(struct call *call, wasmtime_context_t *context, wasmtime_func_t *entry,
+enum outcome enter_guest(struct call *call, wasmtime_context_t *context, wasmtime_func_t *entry,
                           wasmtime_val_raw_t *values, size_t count) {
   wasm_trap_t *trap = NULL;
   wasmtime_error_t *error = wasmtime_func_call_unchecked(context, entry, values, count, &trap);
   return error == NULL && trap == NULL ? OUTCOME_OK : conclude(call, error, trap, false);
 }
 
-/* A reactor's answer, or an end because it named bytes that it does not have. */
-static enum outcome reactor_answer(struct call *call, wasmtime_context_t *context, uint64_t where) {
-  static const char why[] = "the handler gave an address and a size that are not in its memory";
-  uint64_t address = where >> 32, size = where & UINT32_MAX;
-  uint64_t held = wasmtime_memory_data_size(context, &call->memory);
-  if (address > held || size > held - address) {
-    log_send(call, 1, (const uint8_t *)why, sizeof why - 1);
-    return OUTCOME_TRAP;
-  }
-  return out_write(call, wasmtime_memory_data(context, &call->memory) + address, size) ? OUTCOME_OK : call->verdict;
-}
-
-/* Puts bytes where the guest's allocator says. */
-static enum outcome reactor_put(struct call *call, wasmtime_context_t *context, wasmtime_func_t *allocate,
-                                const uint8_t *bytes, uint32_t size, uint32_t *where) {
-  static const char why[] = "corral_alloc gave an address that is not in its memory";
-  wasmtime_val_raw_t value[1] = {{.i32 = (int32_t)size}};
-  enum outcome outcome = enter(call, context, allocate, value, 1);
-  if (outcome != OUTCOME_OK) return outcome;
-  *where = (uint32_t)value[0].i32;
-  uint64_t held = wasmtime_memory_data_size(context, &call->memory);
-  if (*where > held || size > held - *where) {
-    log_send(call, 1, (const uint8_t *)why, sizeof why - 1);
-    return OUTCOME_TRAP;
-  }
-  if (size) memcpy(wasmtime_memory_data(context, &call->memory) + *where, bytes, size);
-  return OUTCOME_OK;
-}
-
-/* The whole body of a reactor's request, which is never larger than its memory. */
-static enum outcome reactor_body(struct call *call, uint8_t **body, uint32_t *size) {
-  size_t room = 0;
-  enum outcome outcome = OUTCOME_OK;
-  pthread_mutex_lock(&call->lock);
-  while (outcome == OUTCOME_OK && (call->body != NULL || !call->body_ended)) {
-    struct chunk *chunk = call->body;
-    if (chunk == NULL) {
-      if (!gate_wait(call, call->deadline_ns)) outcome = call->cancelled ? OUTCOME_CANCELED : OUTCOME_WALL;
-      continue;
-    }
-    uint32_t some = chunk->size - chunk->used;
-    if (*size + (uint64_t)some > call->program->memory_max) {
-      outcome = OUTCOME_MEMORY;
-      break;
-    }
-    if (*size + some > room) {
-      room = (*size + some) * 2;
-      uint8_t *grown = realloc(*body, room);
-      if (grown == NULL) abort();
-      *body = grown;
-    }
-    memcpy(*body + *size, chunk->bytes + chunk->used, some);
-    *size += some;
-    call->body = chunk->next;
-    if (call->body == NULL) call->body_tail = NULL;
-    call->body_held -= some, call->body_credit += some;
-    free(chunk);
-    uint32_t credit = call->body_credit >= WINDOW / 2 && !call->body_ended ? call->body_credit : 0;
-    if (credit) {
-      uint8_t more[4];
-      put32(more, credit);
-      call->body_credit = 0;
-      send_frame(call->from, FRAME_CREDIT, 0, call->stream, more, sizeof more);
-    }
-  }
-  pthread_mutex_unlock(&call->lock);
-  return outcome;
-}
-
-static enum outcome run_reactor(struct call *call, wasmtime_context_t *context, wasmtime_instance_t *instance) {
-  wasmtime_func_t function, allocate;
-  enum outcome outcome = OUTCOME_OK;
-  uint8_t *body = NULL;
-  uint32_t body_size = 0, variables_at = 0, body_at = 0;
-  if (find_function(context, instance, "_initialize", &function)) {
-    wasmtime_val_raw_t none[1] = {{0}};
-    outcome = enter(call, context, &function, none, 0);
-  }
-  if (outcome == OUTCOME_OK && (!find_function(context, instance, "corral_alloc", &allocate) ||
-                                !find_function(context, instance, call->program->handler, &function) ||
-                                !call->has_memory))
-    outcome = OUTCOME_BROKEN;
-  if (outcome == OUTCOME_OK) outcome = reactor_body(call, &body, &body_size);
-  if (outcome == OUTCOME_OK)
-    outcome = reactor_put(call, context, &allocate, (const uint8_t *)call->variables, call->variables_size,
-                          &variables_at);
-  if (outcome == OUTCOME_OK) outcome = reactor_put(call, context, &allocate, body, body_size, &body_at);
-  free(body);
-  if (outcome == OUTCOME_OK) {
-    wasmtime_val_raw_t values[4] = {{.i32 = (int32_t)variables_at}, {.i32 = (int32_t)call->variables_size},
-                                    {.i32 = (int32_t)body_at}, {.i32 = (int32_t)body_size}};
-    outcome = enter(call, context, &function, values, 4);
-    if (outcome == OUTCOME_OK && !call->exited)
-      outcome = reactor_answer(call, context, (uint64_t)values[0].i64);
-  }
-  return outcome;
-}
-
 static enum outcome run_command(struct call *call, wasmtime_context_t *context, wasmtime_instance_t *instance) {
   wasmtime_func_t function;
   wasmtime_val_raw_t none[1] = {{0}};
   if (!find_function(context, instance, "_start", &function)) return OUTCOME_BROKEN;
-  return enter(call, context, &function, none, 0);
+  return enter_guest(call, context, &function, none, 0);
 }
 
 static enum outcome run_store(struct call *call) {

@@ -205,6 +205,8 @@ void used_lately(double part);
 void call_unref(struct call *call);
 wasm_trap_t *stop_guest(struct call *call, enum outcome verdict);
 bool gate_wait(struct call *call, uint64_t until_ns); /* with call->lock held: wait for `changed` without the gate */
+
+/* output.c */
 bool out_write(struct call *call, const uint8_t *bytes, size_t size);
 bool out_flush(struct call *call, bool last);
 void log_write(struct call *call, const uint8_t *bytes, size_t size);
