@@ -167,6 +167,8 @@ def test_a_function_lives_its_life_on_the_command_line(here: Here) -> None:
         (("deploy", "bad", "absent.wasm"), "absent.wasm"),
         (("deploy", "Bad", "one.wasm"), "not a name"),
         (("deploy", "bad", "one.wasm", "--revision", "A b"), "not a name"),
+        (("deploy", "a/b", "one.wasm"), "not a name"),
+        (("deploy", "bad", "one.wasm", "--revision", "v/1"), "not a name"),
         (("deploy", "bad", "one.wasm", "--min", "9"), "scale.min"),
         (("deploy", "bad", "one.wasm", "--memory", "1"), "limits.memory_bytes"),
         (("deploy", "bad", "one.wasm", "--kind", "http-component"), "needs a component"),

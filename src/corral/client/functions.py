@@ -24,6 +24,7 @@ from corral.client.function_model import (
     SwitchRequest,
     TraceList,
 )
+from corral.functions.checks import check_function_name, check_revision_name
 from corral.functions.model import LogLine, Scale, Share
 from corral.functions.traces import Trace
 from corral.kernel.errors import NoFeasibleWorker, SchedulerUnavailable
@@ -73,8 +74,10 @@ class Functions:
     ) -> DeployAnswer:
         """Deploy a program that is stored already (``uploads.file``). The same again changes nothing.
 
-        Raises: InvalidSpec for a bad program; Conflict for a revision with other content; NoFeasibleWorker.
+        Raises: InvalidSpec for a bad program or name; Conflict for a revision with other content; NoFeasibleWorker.
         """
+        check_function_name(name)  # a name with a slash is no part of a path, and nobody else would hear of it
+        check_revision_name(revision)
         return await self._connection.call(
             "PUT",
             _revision(name, revision),
