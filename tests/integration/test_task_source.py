@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -210,6 +211,28 @@ async def test_a_claim_goes_with_reports_that_leave_anyway(plant: Plant) -> None
 
         assert len(claims) == 1
         assert await plant.phase(first.ref.task_id) is await plant.phase(second.ref.task_id) is Phase.COMPLETED
+
+
+async def test_a_claim_ahead_does_not_wait_behind_reports_that_take_long(plant: Plant) -> None:
+    async with plant.scheduler(), plant.worker():
+        await plant.submit(3)
+        first, second = await plant.claims(2)
+        hear, may_hear = plant.queue.report_and_claim, asyncio.Event()
+
+        async def hear_late(worker: str, reports: Sequence[Any], slots: int, **options: Any) -> Any:
+            if reports:
+                await may_hear.wait()
+            return await hear(worker, reports, slots, **options)
+
+        plant.queue.report_and_claim = hear_late  # type: ignore[method-assign]
+        async with asyncio.TaskGroup() as group:
+            for claim in (first, second):
+                group.create_task(plant.source.report(claim.ref, ended()))
+            await asyncio.sleep(0)  # the first is under way, the second waits for it
+            claims = await plant.source.claim(0, wait_s=5, ahead=8)
+            may_hear.set()
+
+        assert len(claims) == 1
 
 
 async def test_one_stale_report_does_not_hinder_its_neighbours(plant: Plant) -> None:

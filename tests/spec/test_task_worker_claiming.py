@@ -82,14 +82,23 @@ async def test_a_worker_that_reaches_no_scheduler_can_be_held_let_go_and_drained
 
 def test_a_worker_claims_ahead_as_many_runs_as_ended_a_moment_ago() -> None:
     pace = Pace(window_s=0.1, most=4)
-    before = pace.ahead(0.0)
+    before = pace.room(0.0, waiting=0)
     for at_s in (1.0, 1.02, 1.04, 1.06, 1.08, 1.1):
         pace.ended(at_s)
 
     assert before == 0
-    assert pace.ahead(1.1) == 4, "never more than its most"
-    assert pace.ahead(1.17) == 2
-    assert pace.ahead(1.3) == 0, "long runs claim none ahead"
+    assert pace.room(1.1, waiting=0) == 4, "never more than its most"
+    assert pace.room(1.17, waiting=0) == 2
+    assert pace.room(1.3, waiting=0) == 0, "long runs claim none ahead"
+
+
+def test_a_worker_claims_ahead_again_when_half_of_what_waited_has_begun() -> None:
+    pace = Pace(window_s=0.1, most=8)
+    for _ in range(8):
+        pace.ended(1.0)
+
+    assert pace.room(1.0, waiting=5) == 0
+    assert pace.room(1.0, waiting=4) == 4
 
 
 class Gates:

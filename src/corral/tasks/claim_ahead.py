@@ -17,8 +17,13 @@ class Pace:
         """A run ended."""
         self._ends_s.append(now_s)
 
-    def ahead(self, now_s: float) -> int:
-        """How many runs may be claimed ahead now; at most ``most``."""
+    def room(self, now_s: float, *, waiting: int) -> int:
+        """How many runs to claim ahead now, when so many wait already; at most ``most``.
+
+        None until half of them have begun: a claim costs the way to the scheduler and a transaction there, however
+        few it asks for, and one that asks for few leaves the slots empty while the next is under way.
+        """
         while self._ends_s and self._ends_s[0] <= now_s - self._window_s:
             self._ends_s.popleft()
-        return len(self._ends_s)
+        ahead = len(self._ends_s)
+        return ahead - waiting if waiting * 2 <= ahead else 0

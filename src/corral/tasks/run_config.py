@@ -73,7 +73,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         claim_wait_s: the long poll.
         claim_gather_s: how long a worker of which more than half is busy waits for further room before it claims.
         claim_ahead: the most runs that are claimed beyond the free slots, while runs are short; 0 for none.
-        claim_ahead_s: as many are claimed ahead as ended within this time.
+        claim_ahead_s: as many are claimed ahead as ended within this time, when half of them have begun.
         claim_ahead_keep_s: a run that was claimed ahead and finds no slot for so long is given back.
         started_wait_s: how long the news that a command was started waits for its end, to go with it.
         retry_s: the first pause after a claim, renewal or report that failed; doubles up to ``retry_max_s``.
@@ -84,11 +84,11 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """
 
     slots: int = 8
-    ending_max: int = 256
+    ending_max: int = 512
     claim_wait_s: float = 20.0
     claim_gather_s: float = 0.01
-    claim_ahead: int = 256
-    claim_ahead_s: float = 0.1
+    claim_ahead: int = 512
+    claim_ahead_s: float = 0.2
     claim_ahead_keep_s: float = 0.5
     started_wait_s: float = 0.02
     retry_s: float = 0.1

@@ -239,9 +239,10 @@ class Worker:
     @property
     def _room_ahead(self) -> int:
         """How many runs may be claimed for slots that will be free in a moment."""
-        if self.draining or self._on_hold or len(self._held) >= self._config.slots + self._config.ending_max:
+        waiting = len(self._ahead)
+        if self.draining or self._on_hold or len(self._held) - waiting >= self._config.slots + self._config.ending_max:
             return 0
-        return max(0, self._pace.ahead(self._clock.monotonic_s()) - len(self._ahead))
+        return self._pace.room(self._clock.monotonic_s(), waiting=waiting)
 
     async def _gather_room(self) -> None:
         """A worker of which more than half is busy waits a moment: one claim for several costs little more than one."""

@@ -83,12 +83,13 @@ class _Wish:
 
 @dataclass(slots=True)
 class _Outbox:
-    """Reports that wait; whoever holds the turn sends them, its own among them, not before ``next_s``."""
+    """Reports that wait; whoever holds the turn sends them, its own with them, at ``next_s`` or before with a claim."""
 
     waiting: deque[_Waiting] = field(default_factory=deque)
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     next_s: float = float("-inf")
     wish: _Wish | None = None
+    wished: Signal = field(default_factory=Signal)
 
     def take_wish(self) -> _Wish | None:
         wish, self.wish = self.wish, None
@@ -142,15 +143,21 @@ class GrpcTaskSource:
         return _understood(response.claims)
 
     async def _claim_with_reports(self, slots: int) -> Sequence[Claim]:
-        """What the next call with reports brings; nothing when none went soon, or nothing is pending."""
+        """What the next call with reports brings, or one of its own while the reports wait behind a slow one.
+
+        Nothing when no report waits (then runs are not so short), or nothing is pending.
+        """
         wish = self._outbox.wish = _Wish(slots)
+        self._outbox.wished.notify()
         try:
-            await wish.answered.wait_notified(within_s=self._config.report_gap_max_s * 2)
+            await wish.answered.wait_notified(within_s=self._config.report_gap_max_s)
             if wish.taken and wish.claims is None:
                 await wish.answered.wait_notified(within_s=self._config.answer_s)
         finally:
             if self._outbox.wish is wish:
                 self._outbox.wish = None
+        if not wish.taken and self._outbox.waiting:
+            _, wish.claims = await self._report((), slots)
         return wish.claims or ()
 
     async def reclaim(self, refs: Sequence[RunRef]) -> Mapping[RunRef, float | None]:
@@ -195,8 +202,8 @@ class GrpcTaskSource:
         if mine.done:
             return True
         loop = asyncio.get_running_loop()
-        if (early_s := self._outbox.next_s - loop.time()) > 0:
-            await asyncio.sleep(early_s)
+        if (early_s := self._outbox.next_s - loop.time()) > 0 and self._outbox.wish is None:
+            await self._outbox.wished.wait_notified(within_s=early_s)
         batch = self._outbox.take(self._config.batch_reports_max)
         self._outbox.next_s = loop.time() + self._gap_s(len(batch))
         try:
@@ -210,22 +217,13 @@ class GrpcTaskSource:
 
     async def _send(self, batch: Sequence[_Waiting]) -> bool:
         wish = self._outbox.take_wish()
-        request = fleet_pb2.ReportRequest(
-            reports=[item.message for item in batch], claim_slots=0 if wish is None else wish.slots
-        )
         claims: Sequence[Claim] = ()
         try:
-            response = await self._once(
-                lambda session, timeout_s: QueueStub(session.channel).Report(
-                    request, metadata=session.metadata, timeout=timeout_s
-                ),
-                within_s=self._config.answer_s,
-            )
-            for item, result in zip(batch, response.results, strict=True):
+            results, claims = await self._report([item.message for item in batch], 0 if wish is None else wish.slots)
+            for item, result in zip(batch, results, strict=True):
                 error = error_of_code(result.error_code, result.error) if result.error_code else None
                 if error is None or not error.retryable:
                     item.answer(error)
-            claims = _understood(response.claims)
         except TooLarge as error:
             if len(batch) == 1:
                 batch[0].answer(error)
@@ -239,6 +237,18 @@ class GrpcTaskSource:
             if wish is not None:
                 wish.answer(claims)
         return all(item.done for item in batch)
+
+    async def _report(
+        self, reports: Sequence[fleet_pb2.RunReport], claim_slots: int
+    ) -> tuple[Sequence[fleet_pb2.ReportResult], Sequence[Claim]]:
+        request = fleet_pb2.ReportRequest(reports=reports, claim_slots=claim_slots)
+        response = await self._once(
+            lambda session, timeout_s: QueueStub(session.channel).Report(
+                request, metadata=session.metadata, timeout=timeout_s
+            ),
+            within_s=self._config.answer_s,
+        )
+        return response.results, _understood(response.claims)
 
     async def _send_halves(self, batch: Sequence[_Waiting]) -> bool:
         middle = len(batch) // 2
