@@ -13,9 +13,9 @@ import grpc
 import psutil
 import uvloop
 
-from bench import casd_peer
 from bench.report import Row, at_most, p50
 from corral.kernel.digest import Digest, HashFunction
+from corral.testing.casd import NoCasd, running_casd
 from corral.testing.processes import CorralProcess, public_directory
 from corral.wire.reapi import bytestream_pb2 as bytestream
 from corral.wire.reapi import remote_execution_pb2 as reapi
@@ -194,9 +194,9 @@ def measure() -> list[Row]:
         corral.start()
         stack.callback(corral.stop)
         try:
-            casd = stack.enter_context(casd_peer.running())
+            casd = stack.enter_context(running_casd())
             ours, theirs = uvloop.run(_all(corral.reapi, casd.address))
-        except casd_peer.NoPeer as reason:
+        except NoCasd as reason:
             print(f"no casd here: {reason}", file=sys.stderr)
             (ours,), theirs = uvloop.run(_all(corral.reapi)), []
         hit_s = min(uvloop.run(_hits_at(corral.reapi, store=True)) for _ in range(3))

@@ -2,11 +2,25 @@
 
 import threading
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 import pytest
 
 from corral.testing.bazel import GENRULES, Bazel
+from corral.testing.casd import NoCasd, casd_programs, in_front_of, running_casd
+from corral.testing.certificates import issue
+from corral.testing.images import (
+    build,
+    debian_registry,
+    directory,
+    file,
+    host_tree,
+    symlink,
+    tar_of,
+    this_platform,
+    why_no_registry,
+)
 from corral.testing.processes import CorralProcess, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -87,6 +101,71 @@ def test_an_action_outlives_a_killed_scheduler(corral: CorralProcess, bazel: Baz
     built = bazel.run("build", *remote(corral, "--remote_retries=20"), "//slow:s")
     killer.join()
     (slow / "BUILD").unlink()
+
+    assert built.status == 0, built.words
+    assert built.processes == {"remote": 1}
+
+
+@pytest.mark.skipif(bool(why_no_registry()), reason=why_no_registry() or "there is a registry")
+def test_an_action_runs_in_the_image_that_it_names(corral: CorralProcess, bazel: Bazel, tmp_path: Path) -> None:
+    words = directory("etc"), file("etc/motd", b"from the image\n")
+    layers = host_tree("bash", "cat"), tar_of(symlink("bin", "usr/bin"), *words)
+    image = build(*layers, architecture=this_platform().architecture)
+    package = bazel.workspace / "imaged"
+    package.mkdir()
+    (package / "BUILD").write_text('genrule(name = "i", outs = ["i.txt"], cmd = "cat /etc/motd > $@")\n')
+
+    def built_in(name: str) -> tuple[str, dict[str, int]]:
+        wanted = f'properties:{{name:"container-image" value:"docker://{name}"}}'
+        done = bazel.run("build", *remote(corral, f"--remote_default_platform_properties={wanted}"), "//imaged:i")
+        return done.words, done.processes
+
+    with debian_registry(tmp_path) as registry:
+        repository = registry.push("tools", image).rpartition(":")[0]
+        try:
+            said, first = built_in(f"{repository}@{image.digest}")
+            assert first == {"remote": 1}, said
+            written = (bazel.workspace / "bazel-bin" / "imaged" / "i.txt").read_text()
+            absent, _ = built_in(f"{registry.address}/absent:1")
+        finally:
+            (package / "BUILD").unlink()
+
+    assert written == "from the image\n"
+    assert "has no such image" in absent
+
+
+def test_a_certificate_of_the_tenant_lets_a_build_in(bazel: Bazel, tmp_path: Path) -> None:
+    """Bazel 2 has no client certificates; buildbox-casd, a client of the protocol in C++, shows one for it."""
+    try:
+        casd_programs()
+    except NoCasd as reason:
+        pytest.skip(f"no casd here: {reason}")
+    ca = issue(tmp_path, "ca", ca=True)
+    door, ann = (issue(tmp_path, name, by=ca) for name in ("door", "ann"))
+    home = tmp_path / "up"
+    home.mkdir()
+    tenants = (f'[tenants.{name}]\ntokens = ["token-of-{name}-0123456789"]\n' for name in ("ann", "bob"))
+    (home / "corral.toml").write_text("".join(tenants))
+    tls = (f"reapi.tls.certificate={door.crt}", f"reapi.tls.key={door.key}", f"reapi.tls.client_ca={ca.crt}")
+    up = CorralProcess("up", home, "scheduler.http=127.0.0.1:0", "scheduler.grpc=127.0.0.1:0", *tls)
+
+    try:
+        up.start()
+        with running_casd(*in_front_of(up.reapi, ca=ca, shows=ann)) as casd:
+            bazel.run("clean")
+            built = bazel.run("build", f"--remote_executor=grpc://{casd.address}", "//:n0")
+        with (
+            pytest.raises(AssertionError, match="is not this token's tenant"),
+            running_casd(*in_front_of(up.reapi, ca=ca, shows=ann, instance="bob")),
+        ):
+            pass
+        with (
+            pytest.raises(AssertionError, match="casd ended with status"),
+            running_casd(*in_front_of(up.reapi, ca=ca, shows=None)),
+        ):
+            pass
+    finally:
+        assert up.stop() == 0, up.words()
 
     assert built.status == 0, built.words
     assert built.processes == {"remote": 1}
