@@ -167,6 +167,18 @@ class Running:
         assert process.returncode is not None
         return process.returncode, stderr
 
+    async def on_terminal(self, cwd: Path) -> bytes:
+        """What the wrapper prints on one."""
+        ours, theirs = os.openpty()
+        try:
+            environment = {**self.environment, "TERM": "xterm"}
+            process = await asyncio.create_subprocess_exec(WRAPPER, *COMPILE, cwd=cwd, env=environment, stderr=theirs)
+            assert await process.wait() == 0
+            return os.read(ours, 10_000)
+        finally:
+            os.close(theirs)
+            os.close(ours)
+
 
 @asynccontextmanager
 async def daemon(home: Path, fleet: Fleet) -> AsyncIterator[tuple[Running, CompileService]]:
@@ -213,6 +225,19 @@ async def test_a_worker_compiles_and_the_result_stays_here(tmp_path: Path, proje
         assert outcomes(tmp_path) == ["remote-run", "local-hit"]
         assert len(fleet.requests) == 1
         assert fleet.requests[0].root == str(project)
+
+
+async def test_what_a_worker_said_is_shown_on_a_terminal_and_is_a_hit_for_a_log(tmp_path: Path, project: Path) -> None:
+    async with daemon(tmp_path, Fleet()) as (running, service):
+        shown = await running.on_terminal(project)
+        await service.flush()
+        again = await running.on_terminal(project)
+        logged = await running.wrapper(project)
+        await service.flush()
+
+        assert shown == again == b"said the worker\r\n"
+        assert logged == (0, b"said the worker\n")
+        assert outcomes(tmp_path) == ["remote-run", "local-hit", "local-hit"]
 
 
 async def test_a_compile_that_fails_on_a_worker_fails_here_and_is_never_stored(tmp_path: Path, project: Path) -> None:

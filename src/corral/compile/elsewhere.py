@@ -140,7 +140,6 @@ def _found(plan: Plan, answer: CompileAnswer) -> Found:
         ),
         stdout=closure.store_dependencies(answer.stdout, root=plan.root),
         stderr=closure.store_dependencies(answer.stderr, root=plan.root),
-        coloured=plan.terminal,
         duration_s=answer.duration_s,
         origin=answer.worker,
         execution=answer.execution,

@@ -304,7 +304,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         stdout, stderr: what the compiler printed.
-        coloured: True when it printed for a terminal.
+        coloured: True when it printed for a terminal; never on a worker.
         duration_s: what running the compiler took; what a hit saves.
         origin: ``local``, or the id of the worker that ran it.
         execution: names the audit row of a worker's run, "" for one here.

@@ -25,7 +25,7 @@ from corral.compile.files import FileTable
 from corral.compile.frames import Head
 from corral.compile.keeping import Keeper
 from corral.compile.limits import CompileConfig
-from corral.compile.model import CompilerIdentity, Outcome
+from corral.compile.model import CompilerIdentity, Outcome, Result
 from corral.compile.plan import LiveSet, Plan, Roots, moment_now
 from corral.compile.store import ResultStore
 from corral.compile.telling import Teller
@@ -232,7 +232,7 @@ class CompileService:
 
     def _place(self, plan: Plan, entry: ResultEntry, umask: int) -> bytes | None:
         result = entry.result
-        if (result.stderr or result.stdout) and result.coloured != plan.terminal:
+        if (result.stderr or result.stdout) and not _fits(result, terminal=plan.terminal):
             return None
         here = partial(closure.replay_dependencies, root=plan.root)
         try:
@@ -302,3 +302,8 @@ class CompileService:
         answer = self._place(plan, found.entry, umask)
         self._keeper.ran_elsewhere(plan, found, ended=partial(self._under_way.end, run))
         return answer
+
+
+def _fits(result: Result, *, terminal: bool) -> bool:
+    """Whether its messages look as they should. A worker prints without colours, and is not asked again for them."""
+    return result.coloured == terminal or (terminal and result.origin != "local")
