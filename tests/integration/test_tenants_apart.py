@@ -141,18 +141,23 @@ def anonymous(answer: httpx.Response, task_id: str) -> dict[str, Any]:
     return dict(problem)
 
 
+@pytest.mark.parametrize("verb", ["GET", "POST"])
 def test_every_try_is_a_security_event_that_says_who_and_what(
-    red: Somebody, admin: Somebody, blues: dict[str, Any]
+    red: Somebody, admin: Somebody, blues: dict[str, Any], verb: str
 ) -> None:
-    answer = red.ask("GET", f"/tasks/{blues['id']}")
-    nobodys = red.ask("GET", f"/tasks/{ABSENT}")
+    def tried(task_id: str) -> str:
+        needing = {"payload": {"command": ["true"]}, "dependencies": [task_id]}
+        answer = red.ask("GET", f"/tasks/{task_id}") if verb == "GET" else red.ask("POST", "/tasks", json=needing)
+        return answer.headers["x-request-id"]
 
-    wait_until(lambda: bool(events(admin, request_id=answer.headers["x-request-id"])), "the event")
-    event = events(admin, request_id=answer.headers["x-request-id"])[0]
+    of_blue, of_nobody = tried(blues["id"]), tried(ABSENT)
+
+    wait_until(lambda: bool(events(admin, request_id=of_blue)), "the event")
+    event = events(admin, request_id=of_blue)[0]
     assert (event["tenant"], event["component"]) == ("red", "rest")
     assert event["actor"].startswith("red/")
     assert blues["id"] in event["reason"]
-    assert events(admin, request_id=nobodys.headers["x-request-id"]) == []
+    assert events(admin, request_id=of_nobody) == []
 
 
 def test_lists_groups_events_and_audit_rows_hold_only_ones_own(

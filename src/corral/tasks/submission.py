@@ -158,7 +158,9 @@ async def accept(connection: AsyncConnection, unit: UnitOfWork, submission: Subm
         await _check_room(connection, submission, len(new))
     needed = {task_id for place in new for task_id in submission.definitions[place].dependencies}
     known = await sql.phases(connection, submission.tenant, needed, shared=True) if needed else {}
-    _check_dependencies(submission, known)
+    if mistakes := _dependency_mistakes(submission, known):
+        others = await sql.load(connection, needed - set(known), locked=False)  # of another tenant
+        raise InvalidSpec(mistakes[0], mistakes=tuple(mistakes[:_MISTAKES_MAX]), foreign=bool(others))
     records = dict(existing)
     for place in new:
         task_id, definition = submission.ids[place], submission.definitions[place]
@@ -228,7 +230,7 @@ async def _check_room(connection: AsyncConnection, submission: Submission, count
         )
 
 
-def _check_dependencies(submission: Submission, known: Mapping[str, Phase]) -> None:
+def _dependency_mistakes(submission: Submission, known: Mapping[str, Phase]) -> list[str]:
     mistakes = []
     earlier = set(known)
     for place, definition in enumerate(submission.definitions):
@@ -239,5 +241,4 @@ def _check_dependencies(submission: Submission, known: Mapping[str, Phase]) -> N
             if name not in earlier
         ]
         earlier.add(submission.ids[place])
-    if mistakes:
-        raise InvalidSpec(mistakes[0], mistakes=tuple(mistakes[:_MISTAKES_MAX]))
+    return mistakes

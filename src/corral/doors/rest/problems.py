@@ -35,7 +35,7 @@ def on_corral_error(request: Request[Any, Any, Any], error: CorralError) -> Resp
         services: Services = request.app.state.services
         services.identities.refused(
             request.scope.get("state", {}).get("caller"),
-            f"{error.message} of this tenant, but of another" if foreign else error.message,
+            f"{error.message}: it is another tenant's" if foreign else error.message,
             request_id(request),
         )
     return _response(problem_of(error, request_id=request_id(request)))
