@@ -87,6 +87,13 @@ async def test_artifacts_of_every_type_are_kept_with_their_content(world: World)
     assert paths == {"a.txt", "in", "sub", "sub/b.txt"}  # the symlink that leads out is left out
 
 
+async def test_an_artifact_without_a_byte_is_one(world: World) -> None:
+    resolved, _ = await world.shell("touch empty", artifacts=[{"path": "empty"}])
+
+    assert resolved.phase is Phase.COMPLETED, resolved.message
+    assert [Digest.parse(each.digest).size_bytes for each in resolved.artifacts] == [0]
+
+
 async def test_a_missing_artifact_fails_the_run_and_leaves_an_error_artifact(world: World) -> None:
     resolved, log = await world.run("true", artifacts=[{"path": "missing.bin"}, {"path": "*.o", "type": "glob"}])
 
