@@ -1,9 +1,12 @@
 /* corral-agent: process 1 of a sandbox. Its options are descriptors that its starter left open:
  *   --fd N         the stream to the host (default 0); -1: the steward gives one
  *   --events M P   memory.events and pids.events of the control group around it; -1 for one that is not there
- *   --steward S    a socket to process 1 of its machine (../guest), which brings a new stream after a snapshot */
+ *   --steward S    a socket to process 1 of its machine (../guest), which brings a new stream after a snapshot
+ * With --host-name NAME it names the box and ends: a restored one's agent has sealed itself and cannot. */
+#include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
@@ -77,11 +80,19 @@ static _Noreturn void live(int stream) {
     loop_run();
 }
 
+static int name_host(const char *name) {
+    if (sethostname(name, strlen(name)) == 0)
+        return 0;
+    dprintf(2, "corral-agent: cannot set the host name: %s\n", strerror(errno));
+    return 1;
+}
+
 int main(int argc, char **argv) {
     int stream = 0;
-    (void)argc;
+    if (argc == 3 && strcmp(argv[1], "--host-name") == 0)
+        return name_host(argv[2]);
     if (!read_options(argv, &stream)) {
-        static const char usage[] = "usage: corral-agent [--fd N] [--events MEMORY PIDS] [--steward N]\n";
+        static const char usage[] = "usage: corral-agent [--fd N] [--events MEMORY PIDS] [--steward N] | --host-name NAME\n";
         return write(2, usage, sizeof usage - 1) < 0 ? 2 : 2;
     }
     signal(SIGPIPE, SIG_IGN);

@@ -38,7 +38,7 @@ void on_reseed(const struct frame *f) {
         violation("a malformed RESEED");
     if (settings.steward < 0) {
         watch_link_again();
-        send_sentence(T_RESEEDED, f->stream, NULL, 0, "clock and chance are the host's, and the host name is still that of the frozen box");
+        send_sentence(T_RESEEDED, f->stream, NULL, 0, "clock and chance are the host's");
         return;
     }
     struct iovec parts[2] = {{&order, 1}, {f->payload, f->length}};

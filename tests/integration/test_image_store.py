@@ -233,6 +233,61 @@ async def test_a_token_is_fetched_where_the_registry_says_and_passwords_go_nowhe
             await images.lease(f"{liar.address}/demo:other", secret="ann:right")
 
 
+async def test_a_token_that_expires_in_the_middle_of_a_layer_is_fetched_anew_and_the_layer_goes_on(
+    tmp_path: Path,
+) -> None:
+    tokens = 0
+    asked: list[tuple[str, bool]] = []  # of the layer: the range, and whether the token still counted
+    async with lying(DEMO) as liar, open_images(tmp_path / "images") as images:
+
+        def answer(path: str, range_: str) -> tuple[dict[str, str], bytes, bool]:
+            nonlocal tokens
+            if path.startswith("/token"):
+                tokens += 1
+                body = f'{{"token": "number-{tokens}"}}'.encode()
+                return {"Content-Length": str(len(body))}, body, False
+            counts = f"Bearer number-{tokens}" in liar.heads[-1]
+            if path.endswith(LAYER):
+                asked.append((range_, counts))
+            if not counts:
+                challenge = f'Bearer realm="http://{liar.address}/token",service="tests"'
+                return {"status": "401 Unauthorized", "WWW-Authenticate": challenge, "Content-Length": "0"}, b"", False
+            headers, body, hang = liar.honest(path, range_)
+            if not path.endswith(LAYER):
+                return headers, body, hang
+            if not range_:  # half of it; then the connection breaks, and this token counts no longer
+                tokens += 1
+                return headers, body[: len(body) // 2], False
+            start = int(range_.removeprefix("bytes=").rstrip("-"))
+            left = body[start:]
+            return {"Content-Length": str(len(left)), "status": "206 Partial Content"}, left, False
+
+        liar.answer = answer
+        lease = await images.lease(f"{liar.address}/demo@{DEMO.digest}", secret="ann:right")
+
+        assert (Path(lease.image.root) / "etc/new").exists()
+        rest = f"bytes={len(DEMO.blobs[LAYER]) // 2}-"
+        assert asked[-3:] == [("", True), (rest, False), (rest, True)]
+        lease.release_nowait()
+
+
+async def test_credentials_that_expire_in_the_middle_of_a_pull_are_told_and_leave_nothing(tmp_path: Path) -> None:
+    async with lying(DEMO) as liar, open_images(tmp_path / "images") as images:
+
+        def answer(path: str, range_: str) -> tuple[dict[str, str], bytes, bool]:
+            expired = any(f"/blobs/{LAYER}" in head for head in liar.heads)
+            if expired or "Basic YW5uOnJpZ2h0" not in liar.heads[-1]:
+                told = {"status": "401 Unauthorized", "WWW-Authenticate": 'Basic realm="tests"', "Content-Length": "0"}
+                return told, b"", False
+            return liar.honest(path, range_)
+
+        liar.answer = answer
+        with pytest.raises(Unauthenticated, match="refuses these credentials"):
+            await images.lease(f"{liar.address}/demo@{DEMO.digest}", secret="ann:right")
+
+    assert nothing_left(tmp_path / "images")
+
+
 async def test_another_tenants_image_is_not_handed_out_by_its_digest(registry: DebianRegistry, images: Images) -> None:
     await images.lease(registry.push("demo/private", DEMO))
 

@@ -17,11 +17,30 @@ import pytest
 
 from corral.kernel.errors import Conflict, InvalidSpec, SandboxFailed
 from corral.sandboxes.cgroups import CgroupLayout, Cgroups
+from corral.sandboxes.runtimes.child import Child, launcher_path, run_to_end
 from corral.sandboxes.runtimes.registry import RuntimesConfig, check_name, open_runtimes
 from corral.sandboxes.sandbox import Sandbox
 from corral.testing.runtime_contract import SMALL, belongings, left_behind, new_spec, processes_with, shell, wait_until
 
 NO_GROUPS = Cgroups(parents={}, layout=CgroupLayout.NONE, why="this test wants none")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can map another user")
+async def test_a_tool_beside_a_box_that_fails_or_does_not_end_in_time_is_told() -> None:
+    first = RuntimesConfig().tenant_uid_first
+    namespaces = ["-n", f"{first}:65534"]
+    box = Child.spawn([str(launcher_path()), *namespaces, "--", "/bin/sleep", "1000"], descriptors=(0, 1, 2))
+    try:
+        await wait_until(lambda: Path(f"/proc/{box.pid}/comm").read_text() == "sleep\n")
+
+        await run_to_end(["/bin/true"], beside=box.pid, within_s=30)
+        with pytest.raises(SandboxFailed, match="false failed: status 1"):
+            await run_to_end(["/bin/false"], beside=box.pid, within_s=30)
+        with pytest.raises(SandboxFailed, match=r"sleep failed: no end within 0\.1 s"):
+            await run_to_end(["/bin/sleep", "1000"], beside=box.pid, within_s=0.1)
+    finally:
+        box.kill()
+        await box.wait_ended(within_s=30)
 
 
 async def test_a_worker_s_private_directory_does_not_stop_an_unprivileged_box(tmp_path: Path) -> None:

@@ -43,6 +43,11 @@ class SandboxSpec:
     size: Size = field(default_factory=Size)
     network: bool = False
 
+    @property
+    def host_name(self) -> str:
+        """Its id, as a label of the domain name system: no underscore, at most 63 characters (RFC 1035)."""
+        return self.id.replace("_", "-")[:63]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:

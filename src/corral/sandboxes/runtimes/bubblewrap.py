@@ -97,7 +97,7 @@ class BubblewrapRuntime:
                     *(word for capability in _AGENT_CAPABILITIES for word in ("--cap-add", capability)),
                     *root,
                     *("--proc", "/proc", "--dev", "/dev"),
-                    *("--dir", "/tmp", "--dir", "/work", "--hostname", spec.id.replace("_", "-")[:63]),
+                    *("--dir", "/tmp", "--dir", "/work", "--hostname", spec.host_name),
                     *network,
                     *("--remount-ro", "/dev", *(("--remount-ro", "/") if spec.root else ())),
                     *("--chdir", "/", "--", f"/proc/self/fd/{_AGENT_DESCRIPTOR}"),

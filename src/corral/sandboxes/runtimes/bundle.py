@@ -73,7 +73,7 @@ def config(spec: SandboxSpec, root: Root, shape: Shape) -> Mapping[str, Any]:
     sets = ("bounding", "effective", "permitted", "inheritable", "ambient")
     return {
         "ociVersion": "1.0.2",
-        "hostname": spec.id.replace("_", "-")[:63],
+        "hostname": spec.host_name,
         "root": {"path": str(root.directory), "readonly": True},
         "process": {
             "terminal": False,

@@ -101,9 +101,10 @@ async def run_to_end(command: Sequence[str], *, beside: int, within_s: float) ->
             child.kill()
         if ended and child.status == 0:
             return
-        with suppress(BlockingIOError):
+        said = ""
+        with suppress(BlockingIOError):  # it lives, and has said nothing
             said = os.read(words, _WORDS_BYTES_MAX).decode("utf-8", "replace").strip()
-            reason = said or (f"status {child.status}" if ended else f"no end within {within_s:g} s")
-            raise SandboxFailed(f"{Path(command[0]).name} failed: {reason}")
+        reason = said or (f"status {child.status}" if ended else f"no end within {within_s:g} s")
+        raise SandboxFailed(f"{Path(command[0]).name} failed: {reason}")
     finally:
         os.close(words)

@@ -13,7 +13,6 @@ import socket
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
 
 import structlog
 
@@ -40,7 +39,6 @@ from corral.sandboxes.runtimes.snapshots import Note, Snapshot, Snapshots
 from corral.sandboxes.runtimes.tenant_users import TenantUsers
 
 _log = structlog.get_logger(__name__)
-_NAME_BYTES: Final = 63
 
 
 class FirecrackerRuntime:
@@ -194,7 +192,7 @@ class FirecrackerRuntime:
         user = self._users.of(spec.tenant)
         jail = Jail(
             folder=self._home.work / spec.id,
-            name=spec.id.replace("_", "-")[:_NAME_BYTES],
+            name=spec.host_name,
             program=self._programs.firecracker,
             user=(user, user),
         )
@@ -214,7 +212,7 @@ class FirecrackerRuntime:
                 Go(
                     unix_s=self._clock.now_s(),
                     entropy=secrets.token_bytes(ENTROPY_BYTES),
-                    host_name=_host_name(spec),
+                    host_name=spec.host_name,
                     memory_bytes=spec.size.memory_bytes,
                     processes=spec.size.processes,
                 ),
@@ -230,7 +228,7 @@ class FirecrackerRuntime:
     def _reseed(self, spec: SandboxSpec) -> Reseed:
         return Reseed(
             unix_ns=round(self._clock.now_s() * 1e9),
-            host_name=_host_name(spec),
+            host_name=spec.host_name,
             entropy=secrets.token_bytes(ENTROPY_BYTES),
         )
 
@@ -266,7 +264,3 @@ class FirecrackerRuntime:
                 call.close()
         finally:
             await finish(box.stop(), within_s=STOP_WITHIN_S)
-
-
-def _host_name(spec: SandboxSpec) -> str:
-    return spec.id.replace("_", "-")[:_NAME_BYTES]

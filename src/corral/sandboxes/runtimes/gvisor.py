@@ -7,7 +7,8 @@ ends as a whole, and its execs end as OUT_OF_MEMORY (``Sandbox``). A worker that
 runsc runs "rootless", as the worker's user.
 
 Checkpoints are its own: the sandbox's kernel writes itself to a file and ends. runsc restores none when it is rootless,
-so a worker that is not root has no snapshots. A restored sandbox keeps its old host name.
+so a worker that is not root has no snapshots. A restored sandbox is named anew from outside, for its agent has no
+capability left to do it.
 
 What this kernel cannot do is told by ``capabilities`` and ``Link.notes``: it bounds the bytes of a folder but not the
 number of files, and processes only together with its own threads (beyond them the sandbox ends).
@@ -34,7 +35,7 @@ from corral.sandboxes.runtimes.box import Launch, Namespaces, Overhead, ProcessB
 from corral.sandboxes.runtimes.child import run_to_end
 from corral.sandboxes.runtimes.home import Home
 from corral.sandboxes.runtimes.programs import Policy, find_program
-from corral.sandboxes.runtimes.rootfs import Roots
+from corral.sandboxes.runtimes.rootfs import AGENT_INSIDE, Roots
 from corral.sandboxes.runtimes.snapshots import Note, Snapshots, put
 from corral.sandboxes.runtimes.tenant_users import IDS_PER_TENANT, TENANTS_MAX, TenantUsers
 
@@ -221,9 +222,17 @@ class GvisorRuntime:
                 namespaces=Namespaces(first=user, second=_NOBODY),
             )
 
-        return await start_box(
+        box = await start_box(
             spec, self._home, prepare, within_s=self._start_within_s, folder=folder, overhead=_overhead(spec)
         )
+        try:
+            naming = ["exec", "--user", "0:0", "--cap", "CAP_SYS_ADMIN", spec.id, AGENT_INSIDE, "--host-name"]
+            command = [*self._runsc(folder, self.platform), *naming, spec.host_name]
+            await run_to_end(command, beside=box.pid, within_s=self._start_within_s)
+        except BaseException:
+            await finish(box.stop(), within_s=_STOP_WITHIN_S)
+            raise
+        return box
 
     async def forget(self, snapshot: Digest) -> None:
         """See ``ports.Snapshotting``."""

@@ -219,7 +219,7 @@ class QemuRuntime:
         return Go(
             unix_s=self._clock.now_s(),
             entropy=os.urandom(ENTROPY_BYTES),
-            host_name=spec.id.replace("_", "-")[:63],
+            host_name=spec.host_name,
             memory_bytes=spec.size.memory_bytes,
             processes=spec.size.processes,
         )
