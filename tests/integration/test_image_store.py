@@ -186,6 +186,22 @@ async def test_layouts_and_archives_of_docker_save_are_taken(images: Images, tmp
     assert len(images.list()) == 2
 
 
+async def test_what_is_here_is_found_by_the_beginning_of_its_digest_and_kept_by_all_of_it(
+    images: Images, tmp_path: Path
+) -> None:
+    layout = write_layout(tmp_path / "layout", DEMO, "1")
+    place, wanted = images.place_of(f"oci:{layout}:1")
+    await images.take(place, wanted, name="demo")
+
+    assert images.find(DEMO.digest[: len("sha256:") + 4]).digest == DEMO.digest
+    with pytest.raises(NotFound, match="not prepared on this machine"):
+        images.find(DEMO.digest[: len("sha256:") + 3])
+    kept = await images.keep(DEMO.digest, pin=True)
+    assert (kept.record.pinned, kept.record.references) == (True, ("demo",))
+    with pytest.raises(NotFound, match="a digest alone does not say where to get it"):
+        await images.keep(f"sha256:{'0' * 64}")
+
+
 # ---- who may ----
 
 

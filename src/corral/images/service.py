@@ -44,6 +44,7 @@ from corral.kernel.errors import Conflict, CorralError, NotFound, QuotaExceeded
 _log = structlog.get_logger("corral.images")
 _LOCK_TRY_S: Final = 0.1
 _REFERENCES_MAX: Final = 20
+_DIGITS_MIN: Final = 4
 _KNOWN_MAX: Final = 1000
 _DISCARD_WITHIN_S: Final = 60.0
 
@@ -183,9 +184,25 @@ class Images:
             self._resolve, place, wanted, self._platform, subject=subject, limits=self._config.limits
         )
         lease = await self._ready(manifest.digest, subject, (place, manifest), on_progress)
+        return self._kept(lease, name, pin)
+
+    async def keep(self, digest: str, *, pin: bool = False) -> PreparedImage:
+        """What ``take`` does, for an image that is here already. Raises NotFound.
+
+        Cancellation: nothing is held.
+        """
+        subject = f"image {digest}"
+        if self._folder.find(digest) is None:
+            raise NotFound(
+                f"{subject}: is not on this machine, and a digest alone does not say where to get it",
+                cure="write registry/name@sha256:…",
+            )
+        return self._kept(await self._ready(digest, subject, None, lambda _: None), "", pin)
+
+    def _kept(self, lease: Lease, name: str, pin: bool) -> PreparedImage:
         try:
             self._remember(lease.image.record, reference=name, shared=True, pinned=pin)
-            found = self._folder.find(manifest.digest)
+            found = self._folder.find(lease.image.digest)
             assert found is not None  # leased
             return found
         finally:
@@ -220,10 +237,15 @@ class Images:
         return self._folder.digests()
 
     def find(self, text: str) -> PreparedImage:
-        """A prepared image by digest, by the beginning of one, or by a reference. Raises NotFound, Conflict."""
+        """A prepared image by digest, by the beginning of one (4 digits or more), or by a reference.
+
+        Raises NotFound, Conflict.
+        """
         wanted = text.removeprefix("sha256:")
         by_name = [image for image in self.list() if text in image.record.references]
-        by_digest = [image for image in self.list() if len(wanted) >= 6 and image.digest[7:].startswith(wanted)]
+        by_digest = [
+            image for image in self.list() if len(wanted) >= _DIGITS_MIN and image.digest[7:].startswith(wanted)
+        ]
         found = by_name or by_digest
         if not found:
             raise NotFound(f"image {text}: is not prepared on this machine", cure="corral image list")
@@ -464,7 +486,7 @@ class Images:
             return
         before = current.record
         names = before.references
-        if reference not in names:
+        if reference and reference not in names:
             names = (*names, reference)[-_REFERENCES_MAX:]
         after = msgspec.structs.replace(
             before, references=names, shared=before.shared or shared, pinned=before.pinned or pinned

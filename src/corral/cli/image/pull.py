@@ -10,7 +10,7 @@ from corral.cli.lazy import verb_app
 from corral.cli.options import Json
 from corral.cli.output import note, print_json
 from corral.cli.processes import ConfigFile, DataDir, Set
-from corral.images.model import PreparedImage
+from corral.images.model import PreparedImage, is_digest
 from corral.images.service import Images
 from corral.kernel.units import format_size
 
@@ -46,12 +46,15 @@ async def carry_out(images: Images, wanted: Wanted) -> int:
 
 async def taken(images: Images, name: str, wanted: Wanted) -> PreparedImage:
     """Pull one, with a bar."""
-    place, there = images.place_of(name)
-    bar = Bar(name, enabled=not wanted.quiet and not wanted.json)
-    try:
-        image = await images.take(place, there, name=name, pin=wanted.pin, on_progress=bar.show)
-    finally:
-        bar.close()
+    if is_digest(name):
+        image = await images.keep(name, pin=wanted.pin)
+    else:
+        place, there = images.place_of(name)
+        bar = Bar(name, enabled=not wanted.quiet and not wanted.json)
+        try:
+            image = await images.take(place, there, name=name, pin=wanted.pin, on_progress=bar.show)
+        finally:
+            bar.close()
     if not wanted.quiet and not wanted.json:
         note("", f"{name}: {format_size(image.record.size_bytes)} in {image.record.entries} entries")
     return image

@@ -33,7 +33,7 @@ async def carry_out(images: Images, wanted: Wanted) -> int:
         [
             ("digest", record.digest),
             ("platform", str(record.platform)),
-            ("size", f"{format_size(record.size_bytes)} in {record.entries} entries and {record.layers} layers"),
+            ("size", f"{format_size(record.size_bytes)} in {record.entries} entries; layers: {record.layers}"),
             ("root", image.root),
             ("prepared", at(record.prepared_s)),
             ("last use", at(image.used_s)),
