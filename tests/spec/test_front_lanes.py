@@ -3,13 +3,21 @@
 import asyncio
 import select
 import socket
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
+from corral.functions import frames
+from corral.functions.front.cgi import AnswerHead, Asking, said
 from corral.functions.front.flow import Flow
+from corral.functions.front.host_link import HostLink
 from corral.functions.front.lanes import Lane, Lanes
+from corral.functions.model import FunctionKey, Limits, RevisionKey
+
+KEY = RevisionKey(FunctionKey("a", "hello"), "v1", "0" * 16)
 
 
 class Clock:
@@ -236,3 +244,53 @@ async def test_the_end_comes_after_all_that_was_written() -> None:
 def quiet(connection: socket.socket, lane: Lane, received: Callable[[bytes], None] = lambda _: None) -> Flow:
     connection.setblocking(False)
     return Flow(connection, lane, received=received, broken=lambda: None)
+
+
+class Answered:
+    """A sink that writes down the order of what it hears."""
+
+    def __init__(self, name: str, heard: list[str]) -> None:
+        self._name, self._heard = name, heard
+
+    def answer(self, head: AnswerHead) -> None:
+        self._heard.append(f"{self._name} {head.status}")
+
+    def data(self, data: bytes) -> None:
+        self._heard.append(f"{self._name} {data.decode()}")
+
+    def flush(self) -> None:
+        self._heard.append(f"{self._name} flush")
+
+    def ended(self, end: frames.Ended, trouble: str = "") -> None:
+        self._heard.append(f"{self._name} ended")
+
+    def lost(self) -> None:
+        self._heard.append(f"{self._name} lost")
+
+    def room(self, count: int) -> None:
+        self._heard.append(f"{self._name} room")
+
+
+async def test_answers_that_came_together_stay_whole_when_they_take_more_than_a_turn(tmp_path: Path) -> None:
+    lanes, heard = Lanes(0.0), list[str]()  # every frame is more than a turn
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(str(tmp_path / "host"))
+    listening.listen()
+    link = HostLink(str(tmp_path / "host"), lanes.of("a"))
+    known = said([(b"host", b"a")], peer=("192.0.2.1", 4711), port=8080, version=b"1.1")
+    assert known is not None
+    ask = Asking(b"GET", b"/functions/f/", b"1.1", known, b"", b"/functions/f", b"/", "192.0.2.1", b"req_1")
+    for name in "xyz":
+        link.open(Answered(name, heard), instance="fni_1", key=KEY, limits=Limits(), ask=ask, has_body=False)
+    host, _ = listening.accept()
+
+    printed = b"Content-Type: text/plain\n\nhello"
+    end = struct.pack("<B3xI4Q", frames.Outcome.OK, 0, 0, 0, 0, 0)
+    host.send(b"".join(frames.frame(frames.OUT, n, printed) + frames.frame(frames.END, n, end) for n in (1, 2, 3)))
+    await turns(lambda: "z ended" in heard)
+
+    assert heard == [f"{name} {what}" for name in "xyz" for what in ("200", "hello", "ended")]
+    link.close()
+    host.close()
+    listening.close()
+    lanes.keep(set())

@@ -52,7 +52,7 @@ class Front:
     def __init__(self, config: FrontConfig, *, rng: random.Random, urgent: Callable[[], None]) -> None:
         self.replay_bytes = config.replay_bytes
         self.port = 0
-        self.config, self.lanes = config, Lanes(config.turn_s)
+        self.config, self.lanes = config, Lanes(config.turn_us / 1e6)
         self._rng, self._urgent = rng, urgent
         self._loop = asyncio.get_running_loop()
         self._table = RoutingTable()

@@ -4,7 +4,7 @@ import msgspec
 
 
 class FrontConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The HTTP front of a worker. All times in seconds.
+    """The HTTP front of a worker. Times are in seconds.
 
     Attributes:
         listen: ``HOST:PORT``; port 0 takes a free one.
@@ -17,7 +17,8 @@ class FrontConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         idle_s: how long a connection is kept without a request.
         pipelined: requests that one connection may send ahead.
         replay_bytes: of a body that are kept, so that a request can be sent to another instance.
-        turn_s: of each turn of its loop, how long the front may work for one tenant; what is left waits for the next.
+        turn_us: of each turn of its loop, how many microseconds the front may work for one tenant; what is left waits
+            for the next.
         drain_s: how long requests may end when the front stops.
     """
 
@@ -30,7 +31,7 @@ class FrontConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     idle_s: float = 75.0
     pipelined: int = 8
     replay_bytes: int = 64 * 1024
-    turn_s: float = 0.0001
+    turn_us: int = 50
     drain_s: float = 10.0
 
     def public_address(self, port: int) -> str:
