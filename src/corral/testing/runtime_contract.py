@@ -301,7 +301,7 @@ class RuntimeContract:
         self._needs(runtime.capabilities.memory_limit, "memory limit")
         async with _neighbour(runtime) as neighbour:
             script = "head -c 400M /dev/zero | tail -c 300M >/dev/null; exit 1"
-            done = await shell(sandbox, script, timeout_s=90.0)  # an emulated machine takes its time
+            done = await shell(sandbox, script, timeout_s=300.0)  # an emulated machine takes its time
 
             assert done.result.end is End.OUT_OF_MEMORY, done
             assert sandbox.soiled
@@ -310,7 +310,7 @@ class RuntimeContract:
     async def test_too_many_processes_end_in_their_own_result(self, runtime: Runtime, sandbox: Sandbox) -> None:
         self._needs(runtime.capabilities.process_limit, "process limit")
         async with _neighbour(runtime) as neighbour:
-            done = await shell(sandbox, "i=0; while [ $i -lt 100 ]; do sleep 5 & i=$((i+1)); done; exit 1")
+            done = await shell(sandbox, "i=0; while [ $i -lt 100 ]; do sleep 1000 & i=$((i+1)); done; exit 1")
 
             assert done.result.end is End.PROCESS_LIMIT, done.result
             assert sandbox.soiled
