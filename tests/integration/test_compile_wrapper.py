@@ -486,6 +486,7 @@ def test_a_compiler_that_is_killed_kills_the_wrapper_the_same_way(own: Compiles,
 
     assert wrapper.returncode == -signal.SIGTERM, stderr
     assert own.run("gcc", *COMPILE, cwd=project).returncode == 0
+    write_to(project / "waits.h")  # gcc leaves its cc1 behind, with or without us: it ends now
 
 
 @pytest.mark.parametrize(
