@@ -6,7 +6,6 @@ from statistics import median
 
 import uvloop
 
-from bench import dramatiq_peer
 from bench.report import Row, milliseconds, p50
 from bench.server import Server, running
 from corral.client import Corral
@@ -71,6 +70,8 @@ def _spread(rates: Sequence[float]) -> str:
 
 def measure() -> Sequence[Row]:
     """All rows of this page."""
+    from bench import dramatiq_peer  # noqa: PLC0415 (the peer is an extra: others measure without it)
+
     rates: dict[str, list[float]] = {"ours": [], "in memory": [], "fsync": []}
     for _ in range(_ROUNDS):  # in turns: whatever else the machine does meets them all alike
         with running() as server:

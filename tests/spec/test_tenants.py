@@ -169,7 +169,8 @@ def test_names_that_no_tenant_may_have(name: str) -> None:
         ),
         (
             {"tokens": ()},
-            "tenants.acme.tokens: there is none, so nobody can use this tenant; make one with `corral token new`",
+            "tenants.acme.tokens: there is none, and every tenant needs one, also beside a certificate; "
+            "make one with `corral token new`",
         ),
     ],
 )

@@ -85,7 +85,7 @@ class Reading:
         for name, config in tenants.items():
             if not config.tokens and not (anonymous and name == DEFAULT_TENANT):
                 self.mistakes.append(
-                    f"tenants.{name}.tokens: there is none, so nobody can use this tenant; "
+                    f"tenants.{name}.tokens: there is none, and every tenant needs one, also beside a certificate; "
                     "make one with `corral token new`"
                 )
 
