@@ -85,6 +85,14 @@ async def test_a_stream_is_written_and_read_from_any_offset() -> None:
         assert await status(door, write_name(DATA)) == (len(DATA), True)
 
 
+async def test_a_blob_that_comes_in_one_message_is_stored_and_may_come_again() -> None:
+    async with open_door() as door:
+        committed = [await write(door, messages(write_name(TEXT), TEXT, piece=len(TEXT))) for _ in range(2)]
+
+        assert committed == [len(TEXT)] * 2
+        assert await read(door, read_name(TEXT)) == TEXT
+
+
 async def test_the_empty_blob_can_be_written_and_read_without_ever_being_stored() -> None:
     async with open_door() as door:
         assert await read(door, read_name(b"")) == b""
