@@ -4,20 +4,12 @@ By LISTEN and NOTIFY of PostgreSQL. They are hints: whoever listens also looks n
 dead for a while before anybody knows. On SQLite there is one process, and nobody to tell.
 """
 
-import asyncio
 from collections.abc import Callable
-from typing import Final
 
-import asyncpg
 import sqlalchemy as sa
-import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from corral.database.url import DatabaseUrl
-
-_CONNECT_S: Final = 10.0
-_AGAIN_S: Final = 1.0
-_log = structlog.get_logger("corral.database")
 
 
 async def announce(connection: AsyncConnection, channel: str) -> None:
@@ -28,24 +20,9 @@ async def announce(connection: AsyncConnection, channel: str) -> None:
 
 async def listen(url: DatabaseUrl, channel: str, heard: Callable[[], None]) -> None:
     """Call ``heard`` at every announcement, until cancelled; also after every connection, since some may be missed."""
-    while not url.is_sqlite:
-        try:
-            connection = await asyncpg.connect(url.with_password, timeout=_CONNECT_S)
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
-            _log.warning("news-not-heard", channel=channel, why=str(error))
-        else:
-            await _hear(connection, channel, heard)
-        await asyncio.sleep(_AGAIN_S)
+    if url.is_sqlite:
+        return
+    # Imported by who needs it: the driver is three megabytes, and idle memory counts.
+    from corral.database.postgres_news import listen_again_and_again  # noqa: PLC0415
 
-
-async def _hear(connection: asyncpg.Connection, channel: str, heard: Callable[[], None]) -> None:
-    lost = asyncio.Event()
-    connection.add_termination_listener(lambda _: lost.set())
-    try:
-        await connection.add_listener(channel, lambda *_: heard())
-        heard()
-        await lost.wait()
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        _log.warning("news-not-heard", channel=channel, why=str(error))
-    finally:
-        connection.terminate()
+    await listen_again_and_again(url, channel, heard)
