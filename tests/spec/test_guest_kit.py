@@ -142,6 +142,8 @@ def test_a_package_without_a_kernel_is_refused(tmp_path: Path) -> None:
     package.write_bytes(b"!<arch>\nnonsense")
     with pytest.raises(InvalidSpec, match="not a Debian package that can be read"):
         build_from_package(package, tmp_path / "kits", tell=QUIET)
+    with pytest.raises(InvalidSpec, match=r"absent\.deb cannot be read: No such file or directory"):
+        build_from_package(tmp_path / "absent.deb", tmp_path / "kits", tell=QUIET)
     assert not (tmp_path / "kits").exists()
 
 

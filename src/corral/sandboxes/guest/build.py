@@ -108,8 +108,10 @@ def deb_members(package: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
                     file = tar.extractfile(member)
                     assert file is not None  # it is regular
                     yield member.name.removeprefix("./"), file.read
-    except (OSError, tarfile.TarError, lzma.LZMAError, ValueError) as error:
+    except (tarfile.TarError, lzma.LZMAError, ValueError) as error:
         raise InvalidSpec(f"{package} is not a Debian package that can be read: {error}") from error
+    except OSError as error:
+        raise InvalidSpec(f"the package {package} cannot be read: {error.strerror}") from error
 
 
 def _ar_member(package: Path, prefix: bytes) -> tuple[bytes, str]:
