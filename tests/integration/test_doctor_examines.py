@@ -1,5 +1,6 @@
 """The doctor tries every runtime on the real machine."""
 
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -43,13 +44,15 @@ async def test_a_missing_agent_is_told_with_its_cure(monkeypatch: pytest.MonkeyP
     assert not agent.good
 
 
-async def test_an_agent_that_never_answers_costs_no_more_than_the_deadline(
+async def test_an_agent_that_never_answers_costs_no_more_than_the_deadline_and_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     mute = tmp_path / "mute"
     mute.write_text("#!/bin/sh\nexec sleep 60\n")
     mute.chmod(0o755)
     monkeypatch.setenv("CORRAL_AGENT", str(mute))
+    (temporary := tmp_path / "temporary").mkdir(mode=0o755)
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     clock = SystemClock()
     began_s = clock.monotonic_s()
 
@@ -57,3 +60,4 @@ async def test_an_agent_that_never_answers_costs_no_more_than_the_deadline(
 
     assert not any(finding.works for finding in report.runtimes)
     assert clock.monotonic_s() - began_s < 9
+    assert list(temporary.iterdir()) == []

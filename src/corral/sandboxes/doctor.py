@@ -7,9 +7,9 @@ import resource
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -33,6 +33,9 @@ _ENV: Final = (("PATH", "/usr/local/bin:/usr/bin:/bin"),)
 _KVM_GET_API_VERSION: Final = 0xAE00
 _DISK_WANTED_BYTES: Final = 2 * GIB
 _DESCRIPTORS_WANTED: Final = 1024
+_THREAD_WITHIN_S: Final = 30.0  # the programs that a runtime asks for their versions have deadlines of their own
+
+T = TypeVar("T")
 
 
 class RuntimeFinding(msgspec.Struct, frozen=True, kw_only=True):
@@ -117,12 +120,13 @@ async def _note_trial(
 
 
 async def _try_runtime(name: str, home: Home, clock: Clock, config: RuntimesConfig) -> str:
-    # in a thread: a runtime copies files and asks programs for their versions, and others are being timed
-    with closing(await asyncio.to_thread(KNOWN[name], home, config)) as runtime:
+    with ExitStack() as made:
+        # in a thread: a runtime copies files and asks programs for their versions, and others are being timed
+        runtime = await _in_thread(lambda: made.enter_context(closing(KNOWN[name](home, config))))
         root = ""
         if name in MACHINES:  # they boot from an image only
             (place := home.directory / f"root-{name}").mkdir()
-            root = str(await asyncio.to_thread(sample_root.build, place, _TRIED))
+            root = str(await _in_thread(lambda: sample_root.build(place, _TRIED)))
         began_s = clock.monotonic_s()
         # every trial has its own id; the home is new, so nothing else has one
         box = await runtime.start(SandboxSpec(id=f"sbx_doctor_{name}", tenant="doctor", root=root, size=_SIZE))
@@ -135,6 +139,18 @@ async def _try_runtime(name: str, home: Home, clock: Clock, config: RuntimesConf
         notes = "".join(f"; {note}" for note in box.link.notes)
         about = f"{runtime.about}: " if runtime.about else ""
         return f"{about}ready in {format_duration(ready_s)}, a command in {format_duration(ran_s)}{notes}"
+
+
+async def _in_thread(work: Callable[[], T]) -> T:
+    """What ``work`` returns. Cancellation: delayed until it has returned; nothing can stop a thread, and what one makes
+    after we have cleaned up would stay."""
+    results: list[T] = []
+
+    async def carry_out() -> None:
+        results.append(await asyncio.to_thread(work))
+
+    await finish(carry_out(), within_s=_THREAD_WITHIN_S)
+    return results[0]
 
 
 async def _run_and_kill(sandbox: Sandbox, clock: Clock) -> float:
