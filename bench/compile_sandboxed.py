@@ -10,15 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
-import httpx
-
 from bench.compile import Tool, make, projects
 from bench.report import Row, at_most
 from corral.compile.journal import read_journal
 from corral.compile.model import Outcome
 from corral.entry import WRAPPER
-from corral.testing.compiles import Compiles, compiles
-from corral.testing.processes import CorralProcess, public_directory, wait_until
+from corral.testing.compiles import Compiles, compile_fleet, compiles
 
 _TURNS = int(os.environ.get("BENCH_COMPILE_COLD", "3"))
 _BOUND = 1.05
@@ -26,28 +23,12 @@ _BOUND = 1.05
 
 def measure() -> Sequence[Row]:
     """A row for each project."""
-    with public_directory() as home, tempfile.TemporaryDirectory(prefix="corral-bench-") as place:
-        up = CorralProcess(
-            "up",
-            home,
-            "scheduler.http=127.0.0.1:0",
-            "scheduler.grpc=127.0.0.1:0",
-            "reapi.address=off",
-            "engine.front.listen=127.0.0.1:0",
-            "worker.slots=2",
-            "worker_door.listen=127.0.0.1:0",
-        )
-        try:
-            up.start()
-            wait_until(lambda: _workers(up.url), "a worker", log=up.log)
-            with compiles({"CORRAL_COMPILE__REMOTE__SCHEDULER": up.url}) as ours:
-                return [_measured(ours, *project) for project in projects(Path(place))]
-        finally:
-            up.stop()
-
-
-def _workers(url: str) -> bool:
-    return any(each["state"] == "ready" for each in httpx.get(f"{url}/api/v1/workers", timeout=30).json()["workers"])
+    with (
+        compile_fleet() as up,
+        tempfile.TemporaryDirectory(prefix="corral-bench-") as place,
+        compiles({"CORRAL_COMPILE__REMOTE__SCHEDULER": up.url}) as ours,
+    ):
+        return [_measured(ours, *project) for project in projects(Path(place))]
 
 
 def _measured(ours: Compiles, name: str, directory: Path, targets: tuple[str, ...]) -> Row:

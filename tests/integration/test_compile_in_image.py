@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from corral.testing.compiles import Compiles, aged, compiles
+from corral.testing.compiles import Compiles, aged, compile_fleet, compiles
 from corral.testing.images import (
     DebianRegistry,
     build,
@@ -20,7 +20,7 @@ from corral.testing.images import (
     this_platform,
     why_no_registry,
 )
-from corral.testing.processes import CorralProcess, public_directory, wait_until, why_no_agent
+from corral.testing.processes import CorralProcess, why_no_agent
 
 _ABSENT = why_no_agent() or why_no_registry() or ("" if shutil.which("gcc") else "gcc is not installed")
 pytestmark = [
@@ -38,24 +38,8 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DebianRegistr
 
 @pytest.fixture(scope="module")
 def fleet() -> Iterator[CorralProcess]:
-    with public_directory() as home:
-        up = CorralProcess(
-            "up",
-            home,
-            "scheduler.http=127.0.0.1:0",
-            "scheduler.grpc=127.0.0.1:0",
-            "reapi.address=off",
-            "worker.slots=2",
-            "worker_door.listen=127.0.0.1:0",
-            "engine.front.listen=127.0.0.1:0",
-        )
-        try:
-            up.start()
-            workers = f"{up.url}/api/v1/workers"
-            wait_until(lambda: httpx.get(workers, timeout=30).json()["workers"], "a worker", log=up.log)
-            yield up
-        finally:
-            up.stop()
+    with compile_fleet() as up:
+        yield up
 
 
 @pytest.fixture(scope="module")

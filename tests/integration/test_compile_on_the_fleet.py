@@ -9,8 +9,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from corral.testing.compiles import Compiles, compiles
-from corral.testing.processes import CorralProcess, public_directory, wait_until, why_no_agent
+from corral.testing.compiles import Compiles, compile_fleet, compiles
+from corral.testing.processes import CorralProcess, why_no_agent
 
 pytestmark = [
     pytest.mark.timeout(240),
@@ -21,32 +21,8 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def fleet() -> Iterator[CorralProcess]:
-    with public_directory() as home:
-        up = CorralProcess(
-            "up",
-            home,
-            "scheduler.http=127.0.0.1:0",
-            "scheduler.grpc=127.0.0.1:0",
-            "reapi.address=off",
-            "worker.slots=2",
-            "worker_door.listen=127.0.0.1:0",
-            "engine.front.listen=127.0.0.1:0",
-        )
-        try:
-            up.start()
-            wait_until(lambda: _routes(up.url) > 0, "a worker that can be dialed", log=up.log)
-            yield up
-        finally:
-            up.stop()
-
-
-def _routes(url: str) -> int:
-    answer = httpx.post(f"{url}/api/v1/routes", json={"slots": 1}, timeout=30)
-    if answer.status_code != 200:
-        return 0
-    given = [each["id"] for each in answer.json()["routes"]]
-    httpx.post(f"{url}/api/v1/routes", json={"slots": 0, "release": given}, timeout=30)
-    return len(given)
+    with compile_fleet() as up:
+        yield up
 
 
 def _project(folder: Path) -> Path:

@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar, get_args, get_origin
 import msgspec
 
 from corral.kernel.errors import CallerError, InvalidSpec
-from corral.kernel.json import in_words
+from corral.kernel.json import why_invalid
 from corral.kernel.units import parse_duration_s, parse_size
 
 T = TypeVar("T")
@@ -256,5 +256,5 @@ def _decode_scalar(kind: Any, value: Any, at: str, mistakes: Mistakes) -> Any:
     except InvalidSpec as error:
         mistakes.add(error.message)
     except msgspec.ValidationError as error:
-        mistakes.add(f"{at}: {in_words(str(error).partition(' - at ')[0])}")
+        mistakes.add(f"{at}: {why_invalid(error)}")
     return None

@@ -75,16 +75,22 @@ def raise_if_cancelled() -> None:
 
 
 class Signal:
-    """Wakes everybody who waits, and remembers nothing: wait first, then look again.
+    """Wakes everybody who waits, and remembers nothing but how often: wait first, then look again.
 
-    For "something changed, compare what is with what should be"; a missed wake-up costs one tick.
+    For "something changed, compare what is with what should be"; a missed wake-up costs one tick, unless who looked
+    compares ``count`` with what it was before.
+
+    Attributes:
+        count: how often it was notified.
     """
 
     def __init__(self) -> None:
+        self.count = 0
         self._waiters: set[asyncio.Future[None]] = set()
 
     def notify(self) -> None:
         """Wake all that wait now."""
+        self.count += 1
         waiters, self._waiters = self._waiters, set()
         for waiter in waiters:
             if not waiter.done():

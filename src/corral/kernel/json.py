@@ -32,6 +32,11 @@ def why_malformed(error: BaseException) -> str:
     return in_words(str(error).replace("`$[...]`", "a key").removeprefix("JSON is malformed: "))
 
 
+def why_invalid(error: msgspec.ValidationError) -> str:
+    """The same of a value whose place the caller names."""
+    return in_words(str(error).partition(" - at ")[0])
+
+
 def in_words(text: str) -> str:
     """What msgspec found wrong, without Python's names of kinds: "expected a string, got a whole number"."""
     if text.startswith("Expected "):

@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar, Union, get_args, get_origin
 import msgspec
 
 from corral.kernel.errors import InvalidSpec
-from corral.kernel.json import in_words
+from corral.kernel.json import why_invalid
 
 Section = TypeVar("Section", bound=msgspec.Struct)
 MISTAKES_MAX: Final = 100
@@ -133,7 +133,7 @@ def _leaf(value: Any, hint: Any, at: str, mistakes: Mistakes) -> Any:
     try:
         return msgspec.convert(value, hint)
     except msgspec.ValidationError as error:
-        mistakes.add(f"{at}: {in_words(str(error).partition(' - at ')[0])}")
+        mistakes.add(f"{at}: {why_invalid(error)}")
         return _WRONG
 
 

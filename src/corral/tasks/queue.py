@@ -77,8 +77,6 @@ class QueueSignals:
         due: the sweeper has something to do.
         aborts: ``desired_cancels`` of some worker changed.
         changed: some story got longer.
-        changed_count: how often ``changed`` was notified, for those who looked while it happened.
-        pending_count: how often ``pending`` was notified, for those who looked while it happened.
         sweeper_error: why the sweeper's last turn failed; "" when it did not.
         heard: who wants to know of reports that this queue accepted, as soon as they are durable.
     """
@@ -87,22 +85,18 @@ class QueueSignals:
     due: Signal = field(default_factory=Signal)
     aborts: Signal = field(default_factory=Signal)
     changed: Signal = field(default_factory=Signal)
-    pending_count: int = 0
-    changed_count: int = 0
     sweeper_error: str = ""
     heard: list[Heard] = field(default_factory=list)
 
     def announce(self, unit: UnitOfWork) -> None:
         """Wake whom a committed unit concerns."""
         if unit.claimers:
-            self.pending_count += 1
             self.pending.notify()
         if unit.dependents:
             self.due.notify()
         if unit.aborts:
             self.aborts.notify()
         if unit.changed:
-            self.changed_count += 1
             self.changed.notify()
 
 
@@ -252,12 +246,12 @@ class Queue:
         until_s = self._clock.monotonic_s() + min(wait_s, self.limits.claim_wait_s)
         tick_s = self.limits.claim_tick_s if self.shared else self.limits.claim_wait_s
         while count > 0:
-            looked_at = self.signals.pending_count
+            looked_at = self.signals.pending.count
             claims = await self._write(self._claiming(worker, count, tuple(runtimes)))
             left_s = until_s - self._clock.monotonic_s()
             if claims or left_s <= 0:
                 return claims
-            if looked_at == self.signals.pending_count:
+            if looked_at == self.signals.pending.count:
                 await self.signals.pending.wait_notified(within_s=min(left_s, tick_s))
         return []
 

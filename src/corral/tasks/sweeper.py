@@ -18,15 +18,15 @@ async def run_sweeper(queue: Queue, clock: Clock) -> None:
     """
     forget_at_s = clock.monotonic_s()
     while True:
-        due = queue.signals.due
-        changes = queue.signals.changed_count
+        due, changed = queue.signals.due, queue.signals.changed
+        changes = changed.count
         asleep_s = 0.0
         try:
             if clock.monotonic_s() >= forget_at_s:
                 await queue.forget_old_keys()
                 forget_at_s = clock.monotonic_s() + min(_FORGET_EVERY_S, queue.limits.idempotency_s)
             full = await queue.sweep() >= queue.limits.sweep_tasks
-            if not (full or queue.shared or queue.signals.changed_count > changes):
+            if not (full or queue.shared or changed.count > changes):
                 asleep_s = await _nothing_due_s(queue, clock, most_s=forget_at_s - clock.monotonic_s())
         except DependencyError as error:
             queue.signals.sweeper_error = str(error)
@@ -35,8 +35,8 @@ async def run_sweeper(queue: Queue, clock: Clock) -> None:
             queue.signals.sweeper_error = ""
         if full or await due.wait_notified(within_s=queue.limits.sweep_every_s):
             continue
-        if queue.signals.changed_count == changes and (left_s := asleep_s - queue.limits.sweep_every_s) > 0:
-            await queue.signals.changed.wait_notified(within_s=left_s)
+        if changed.count == changes and (left_s := asleep_s - queue.limits.sweep_every_s) > 0:
+            await changed.wait_notified(within_s=left_s)
 
 
 async def _nothing_due_s(queue: Queue, clock: Clock, *, most_s: float) -> float:

@@ -12,11 +12,15 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any, Final
 
+import httpx
+
 from corral.compile import frames
 from corral.compile.control import tell
 from corral.compile.journal import Event, read_journal
 from corral.compile.rendezvous import world
 from corral.entry import WRAPPER
+from corral.testing import processes
+from corral.testing.processes import CorralProcess, public_directory
 
 _WAIT_S: Final = 20.0
 
@@ -103,6 +107,36 @@ def compiles(settings: Mapping[str, str] | None = None) -> Iterator[Compiles]:
     finally:
         ours.stop()
         shutil.rmtree(home)
+
+
+@contextmanager
+def compile_fleet() -> Iterator[CorralProcess]:
+    """A ``corral up`` of two slots on which compiles can run: its worker's door can be dialed."""
+    with public_directory() as home:
+        up = CorralProcess(
+            "up",
+            home,
+            "scheduler.http=127.0.0.1:0",
+            "scheduler.grpc=127.0.0.1:0",
+            "reapi.address=off",
+            "worker.slots=2",
+            "worker_door.listen=127.0.0.1:0",
+        )
+        try:
+            up.start()
+            processes.wait_until(lambda: _routes(up.url) > 0, "a worker that can be dialed", log=up.log)
+            yield up
+        finally:
+            up.stop()
+
+
+def _routes(url: str) -> int:
+    answer = httpx.post(f"{url}/api/v1/routes", json={"slots": 1}, timeout=30)
+    if answer.status_code != 200:
+        return 0
+    given = [each["id"] for each in answer.json()["routes"]]
+    httpx.post(f"{url}/api/v1/routes", json={"slots": 0, "release": given}, timeout=30)
+    return len(given)
 
 
 def wait_until(condition: Callable[[], object]) -> None:
