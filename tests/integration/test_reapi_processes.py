@@ -13,7 +13,7 @@ from corral.actions.model import Command
 from corral.app.reapi_processes import ROLE
 from corral.doors.reapi.failures import _DETAILS_KEY
 from corral.testing.actions import BuiltAction, build_action
-from corral.testing.processes import CorralProcess, public_directory, wait_until, why_no_agent
+from corral.testing.processes import CorralProcess, living_children, public_directory, wait_until, why_no_agent
 from corral.wire.reapi import remote_execution_pb2 as reapi
 from corral.wire.reapi.error_details_pb2 import PreconditionFailure
 from corral.wire.reapi.operations_pb2 import CancelOperationRequest, GetOperationRequest
@@ -50,7 +50,7 @@ def doors(up: CorralProcess) -> list[psutil.Process]:
     scheduler = up.child("scheduler")
     if scheduler is None:
         return []
-    return [each for each in scheduler.children() if ROLE in each.cmdline() and each.status() != psutil.STATUS_ZOMBIE]
+    return living_children(scheduler, ROLE)
 
 
 def connections(up: CorralProcess, stack: ExitStack) -> list[grpc.Channel]:

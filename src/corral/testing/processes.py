@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -40,6 +40,17 @@ def why_no_agent() -> str:
     except CorralError as error:
         return str(error)
     return ""
+
+
+def living_children(parent: psutil.Process, word: str) -> list[psutil.Process]:
+    """Those with ``word`` in their command line. NoSuchProcess when the parent is gone; a child that ends while it is
+    looked at has ended."""
+    living = []
+    for child in parent.children():
+        with suppress(psutil.NoSuchProcess):  # psutil's word for a zombie, too
+            if word in child.cmdline() and child.status() != psutil.STATUS_ZOMBIE:
+                living.append(child)
+    return living
 
 
 class CorralProcess:
@@ -122,12 +133,8 @@ class CorralProcess:
 
     def child(self, role: str) -> psutil.Process | None:
         """The scheduler or the worker below ``corral up``, if it lives."""
-        try:
-            for each in self.process.children():
-                if role in each.cmdline() and each.status() != psutil.STATUS_ZOMBIE:
-                    return each
-        except psutil.NoSuchProcess:
-            return None
+        with suppress(psutil.NoSuchProcess):
+            return next(iter(living_children(self.process, role)), None)
         return None
 
     def signal(self, number: int) -> None:
