@@ -6,6 +6,7 @@ import signal
 import sqlite3
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,6 +32,10 @@ async def add(database: Database, key: str, request: str = "") -> None:
 
 async def keys(connection: AsyncConnection) -> list[str]:
     return list((await connection.execute(select(idempotency_keys.c.key).order_by(idempotency_keys.c.key))).scalars())
+
+
+async def journal_mode(connection: AsyncConnection) -> str:
+    return str((await connection.exec_driver_sql("PRAGMA journal_mode")).scalar_one())
 
 
 async def thread_of(connection: AsyncConnection) -> SqliteConnection:
@@ -111,6 +116,33 @@ async def test_a_lock_of_another_process_ends_in_a_clear_error_and_then_in_succe
 
         await add(database, "b")
         assert await database.read(keys) == ["b"]
+
+
+async def test_who_opens_a_new_file_waits_for_another_that_is_writing_its_first_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "new.db"
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    other.execute("CREATE TABLE first (x)")
+    monkeypatch.setattr(time, "sleep", lambda _: other.execute("COMMIT"))
+
+    async with Database.open(f"sqlite:///{path}") as database:
+        assert other.in_transaction is False
+        assert await database.read(journal_mode) == "wal"
+    other.close()
+
+
+async def test_who_opens_a_new_file_does_not_wait_for_ever(tmp_path: Path) -> None:
+    path = tmp_path / "new.db"
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    other.execute("CREATE TABLE first (x)")
+
+    with pytest.raises(StoreUnavailable, match="locked"):
+        async with Database.open(f"sqlite:///{path}", DatabaseLimits(busy_timeout_s=0.1)):
+            pass
+    other.close()
 
 
 async def test_a_full_disk_is_told_to_its_writers_and_the_database_works_on(sqlite_url: str) -> None:

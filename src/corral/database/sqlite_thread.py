@@ -13,15 +13,17 @@ for on the thread, and so is the disk, when something was written.
 import asyncio
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 T = TypeVar("T")
 Job = Callable[[], None]
+_ASK_AGAIN_S: Final = 0.01
 
 
 class SqliteConnection:
@@ -163,14 +165,14 @@ class SqliteConnection:
     def _connect(self) -> None:
         raw = sqlite3.connect(
             self._path,
-            timeout=self._busy_timeout_s,
+            timeout=0.0,
             isolation_level=None,
             check_same_thread=False,
             cached_statements=256,
         )
         try:
-            for pragma in self._pragmas:
-                raw.execute(f"PRAGMA {pragma}")
+            for pragma in (*self._pragmas, f"busy_timeout={round(self._busy_timeout_s * 1000)}"):
+                _execute_patiently(raw, f"PRAGMA {pragma}", within_s=self._busy_timeout_s)
         except BaseException:
             raw.close()
             raise
@@ -253,6 +255,20 @@ class SqliteCursor:
         self.rowcount = cursor.rowcount
         self.lastrowid = cursor.lastrowid
         cursor.close()
+
+
+def _execute_patiently(raw: sqlite3.Connection, statement: str, *, within_s: float) -> None:
+    """Execute, and again while somebody else has the lock: to become WAL, SQLite itself waits only for some of them."""
+    for _ in range(round(within_s / _ASK_AGAIN_S)):
+        try:
+            raw.execute(statement)
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                raise
+            time.sleep(_ASK_AGAIN_S)
+        else:
+            return
+    raw.execute(statement)
 
 
 def thread_of(connection: AsyncConnection) -> SqliteConnection:
