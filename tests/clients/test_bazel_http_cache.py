@@ -37,4 +37,5 @@ def test_what_bazel_holds_for_up_to_date_it_neither_runs_nor_uploads(corral: Cor
     assert without.processes["local"] > 0
     assert upload.processes.get("local", 0) < without.processes["local"]
     assert after.processes["local"] > 0
+    assert "WARNING" not in after.words
     assert set(then.processes) == {"remote cache hit"}, then.words

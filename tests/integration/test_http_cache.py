@@ -3,7 +3,10 @@
 import hashlib
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from http.client import HTTPConnection
 from pathlib import Path
+from socket import SO_SNDBUF, SOL_SOCKET
 from xml.etree import ElementTree
 
 import httpx
@@ -95,6 +98,25 @@ def test_content_under_its_own_hash_must_have_it(ask: Ask) -> None:
     assert (good.status_code, bad.status_code) == (201, 422)
     assert ask("GET", f"/ann/cas/{sha256(b'good')}").content == b"good"
     assert ask("GET", f"/ann/cas/{sha256(b'promised')}").status_code == 404
+
+
+@pytest.mark.parametrize("size_bytes", [10, 900_000])
+def test_content_that_is_there_already_can_be_sent_again_over_one_connection(
+    scheduler: CorralProcess, ask: Ask, size_bytes: int
+) -> None:
+    content = bytes(size_bytes)
+    path = f"/ann/cas/{sha256(content)}"
+    connection = HTTPConnection(scheduler.url.removeprefix("http://"), timeout=20)
+    connection.auto_open = 0  # a connection that was closed stays closed
+    connection.connect()
+    connection.sock.setsockopt(SOL_SOCKET, SO_SNDBUF, 4096)  # no kernel takes what the server does not read
+    with closing(connection):
+        for _ in range(10):
+            head = {"authorization": f"Bearer {ANN}", "content-length": str(size_bytes)}
+            connection.request("PUT", f"/cache{path}", headers=head)
+            ask("HEAD", path)  # whoever answers a head without its body has had the time to do so
+            connection.send(content)
+            assert connection.getresponse().read() == b""
 
 
 def test_content_of_unknown_length_is_taken_and_checked_too(scheduler: CorralProcess, ask: Ask) -> None:

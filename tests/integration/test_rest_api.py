@@ -284,6 +284,15 @@ async def test_a_refusal_reaches_whoever_still_sends(url: str, digest: str) -> N
     problem_of(refused, *((422, "invalid-spec") if digest == "nonsense" else (413, "too-large")))
 
 
+async def test_who_sends_a_blob_that_is_there_already_can_send_it_to_the_end(url: str) -> None:
+    content = bytes(32 * 1024**2)
+    where = f"/blobs/{Digest.of(content)}"
+
+    async with httpx.AsyncClient(base_url=f"{url}/api/v1", trust_env=False, timeout=20) as client:
+        client.headers["authorization"] = f"Bearer {BLUE}"
+        assert [(await client.put(where, content=content)).status_code for _ in range(3)] == [201] * 3
+
+
 def test_blobs_are_verified_and_read_in_part(blue: httpx.Client) -> None:
     content = b"some bytes" * 1000
     digest = str(Digest.of(content))

@@ -8,7 +8,7 @@ import binascii
 import ipaddress
 import re
 from collections.abc import AsyncGenerator, Collection, Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import unquote
@@ -24,13 +24,12 @@ from corral.doors.http_cache.webdav import MEDIA_TYPE, http_date, multistatus
 from corral.doors.rest.entrance import check_origin
 from corral.doors.rest.problems import request_id
 from corral.doors.rest.services import Caller, Identities
-from corral.kernel.errors import CallerError, CorralError, Refused
+from corral.kernel.errors import CallerError, Refused
 
 PREFIX: Final = "/cache"
 _RANGE: Final = re.compile(r"bytes=(\d{1,18})-(\d{0,18})")
 _ALLOWED: Final = "GET, HEAD, PUT, DELETE, PROPFIND, MKCOL, OPTIONS"
 _READING: Final = frozenset({"GET", "HEAD", "PROPFIND", "OPTIONS"})
-_PASSED_OVER_BYTES: Final = 16 * 1024**2
 Headers = Sequence[tuple[str, str]]
 
 
@@ -150,11 +149,10 @@ class HttpCacheDoor:
         async with aclosing(_body(call.receive)) as content:
             try:
                 await self._cache.store(call.tenant, call.name, content, size_bytes=size_bytes)
+                async for _ in content:
+                    pass  # one that was there already is not read, and its sender must be able to send it to the end
             except _Broken:
-                return  # nobody is there to hear it, and nothing is stored
-            except CorralError:
-                await _pass_over(content)
-                raise
+                return  # nobody is there to hear it
         await call.answer(201)
 
     async def _describe(self, call: _Call) -> None:
@@ -180,16 +178,6 @@ async def _body(receive: Receive) -> AsyncGenerator[bytes, None]:
         if body := message.get("body", b""):
             yield body
         more = bool(message.get("more_body", False))
-
-
-async def _pass_over(content: AsyncGenerator[bytes, None]) -> None:
-    """Take what is left of a body, within reason: a client that still sends does not look for the answer."""
-    left = _PASSED_OVER_BYTES
-    with suppress(_Broken):
-        async for piece in content:
-            left -= len(piece)
-            if left < 0:
-                break
 
 
 def _token(header: str) -> str | None:
