@@ -63,7 +63,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DebianRegistr
 def open_images(
     folder: Path, config: ImagesConfig | None = None, in_use: Callable[[], list[str]] = list, **limits: float
 ) -> Images:
-    chosen = config or ImagesConfig(credentials_file="")
+    chosen = config or ImagesConfig(credentials_file="", patience_s=0.0)
     if limits:
         chosen = msgspec.structs.replace(chosen, limits=msgspec.structs.replace(ImageLimits(), **limits))
     return Images(chosen, folder, clock=SystemClock(), platform=AMD64, resolve=resolve, in_use=in_use)

@@ -176,6 +176,7 @@ class ImagesConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         keep_free_bytes: a preparation that would leave less free on the disk ends.
         clean_every_s: how often that is looked at.
         tag_ttl_s: how long an answer "this tag is that digest" is believed.
+        patience_s: a registry that cannot be reached is asked again for so long by what needs an image.
         preparing: preparations at the same time.
         limits: guards for one preparation.
     """
@@ -193,6 +194,7 @@ class ImagesConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     keep_free_bytes: int = 256 * MIB
     clean_every_s: float = 300.0
     tag_ttl_s: float = 1.0
+    patience_s: float = 30.0
     preparing: int = 2
     limits: ImageLimits = ImageLimits()
 
@@ -208,8 +210,8 @@ class ImagesConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise ValueError(f'directory: "{self.directory}" is not an absolute path')
         if self.preparing < 1:
             raise ValueError("preparing must be at least 1")
-        if self.budget_bytes < 0 or self.keep_free_bytes < 0 or self.tag_ttl_s < 0:
-            raise ValueError("budget_bytes, keep_free_bytes and tag_ttl_s must not be negative")
+        if self.budget_bytes < 0 or self.keep_free_bytes < 0 or self.tag_ttl_s < 0 or self.patience_s < 0:
+            raise ValueError("budget_bytes, keep_free_bytes, tag_ttl_s and patience_s must not be negative")
         if not (self.idle_s > 0 and self.clean_every_s > 0):
             raise ValueError("idle_s and clean_every_s must be above 0 seconds")
         for reference in self.pinned:
@@ -294,9 +296,15 @@ class Tally(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True, tag="progress"):
-    """How far a preparation is. ``stage`` is one of waiting, unpacking, finishing; bytes are those that travel."""
+    """How far a preparation is.
+
+    Attributes:
+        stage: unreachable (the registry, for the ``reason``, and it is asked again), waiting, unpacking or finishing.
+        done_bytes, total_bytes: of what travels.
+    """
 
     stage: str
+    reason: str = ""
     layer: int = 0
     layers: int = 0
     done_bytes: int = 0

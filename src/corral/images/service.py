@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Protocol, Self
+from typing import Final, Self
 
 import msgspec
 import structlog
@@ -21,9 +21,9 @@ from corral.images.adapters.credentials import from_docker, from_secret
 from corral.images.adapters.process import unpack
 from corral.images.adapters.store import ImageFolder, Lock
 from corral.images.machine import located, plan_eviction
+from corral.images.manifests import Manifests, Resolve
 from corral.images.model import (
     ArchivePlace,
-    ImageLimits,
     ImageRecord,
     ImagesConfig,
     LayoutPlace,
@@ -45,16 +45,7 @@ _log = structlog.get_logger("corral.images")
 _LOCK_TRY_S: Final = 0.1
 _REFERENCES_MAX: Final = 20
 _DIGITS_MIN: Final = 4
-_KNOWN_MAX: Final = 1000
 _DISCARD_WITHIN_S: Final = 60.0
-
-
-class Resolve(Protocol):
-    """``adapters.sources.resolve``, given by whoever composes: it brings libraries that an idle worker spares."""
-
-    def __call__(self, place: Place, wanted: str, platform: Platform, *, subject: str, limits: ImageLimits) -> Manifest:
-        """Blocking."""
-        ...
 
 
 @dataclass(slots=True)
@@ -101,15 +92,13 @@ class Images:
         """``in_use()`` gives the roots that sandboxes stand on now. Raises InvalidSpec for the directory."""
         self._config = config
         self._clock = clock
-        self._platform = platform
         self._in_use = in_use
-        self._resolve = resolve
+        self._manifests = Manifests(config, clock=clock, platform=platform, resolve=resolve)
         self._folder = ImageFolder(directory, clock)
         self._preparations: dict[str, _Preparation] = {}
         self._room = asyncio.Semaphore(config.preparing)
         self._leased: Counter[str] = Counter()
         self._locks: dict[str, Lock] = {}  # shared, of the images that this process uses or has used
-        self._known: dict[tuple[str, Place], tuple[float, Manifest]] = {}
         self._group: asyncio.TaskGroup | None = None
 
     async def __aenter__(self) -> Self:
@@ -163,7 +152,7 @@ class Images:
             else await asyncio.to_thread(from_docker, self._config.credentials_file, registry)
         )
         place = RegistryPlace(registry=registry, repository=repository, insecure=insecure, credentials=credentials)
-        manifest = await self._resolved(place, reference, subject)
+        manifest = await self._manifests.of(place, reference, subject, on_progress)
         lease = await self._ready(manifest.digest, subject, (place, manifest), on_progress)
         try:
             self._remember(lease.image.record, reference=str(reference))
@@ -180,9 +169,7 @@ class Images:
         Raises and Cancellation: as ``lease``.
         """
         subject = f"image {name}"
-        manifest = await asyncio.to_thread(
-            self._resolve, place, wanted, self._platform, subject=subject, limits=self._config.limits
-        )
+        manifest = await self._manifests.now(place, wanted, subject)
         lease = await self._ready(manifest.digest, subject, (place, manifest), on_progress)
         return self._kept(lease, name, pin)
 
@@ -306,21 +293,6 @@ class Images:
         return frozenset(standing | {digest for digest, count in self._leased.items() if count > 0})
 
     # ---- preparing ----
-
-    async def _resolved(self, place: RegistryPlace, reference: Reference, subject: str) -> Manifest:
-        """What the registry says to this asker now, or has said a moment ago."""
-        key = (reference.wanted, place)
-        known = self._known.get(key)
-        now_s = self._clock.monotonic_s()
-        if known is not None and (reference.digest or now_s - known[0] < self._config.tag_ttl_s):
-            return known[1]
-        manifest = await asyncio.to_thread(
-            self._resolve, place, reference.wanted, self._platform, subject=subject, limits=self._config.limits
-        )
-        if len(self._known) >= _KNOWN_MAX:
-            self._known.pop(next(iter(self._known)))
-        self._known[key] = (now_s, manifest)
-        return manifest
 
     async def _ready(
         self, digest: str, subject: str, origin: tuple[Place, Manifest] | None, on_progress: OnProgress

@@ -47,6 +47,9 @@ class ImageLog:
         if progress.stage == self._stage and now_s - self._told_s < _TELL_EVERY_S:
             return
         self._stage, self._told_s = progress.stage, now_s
+        if progress.reason:
+            self._log.line(f"{progress.reason}; it is asked again")
+            return
         layer = f", layer {progress.layer} of {progress.layers}" if progress.layer else ""
         size = (
             f", {format_size(progress.done_bytes)} of {format_size(progress.total_bytes)}"
