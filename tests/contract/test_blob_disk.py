@@ -64,8 +64,10 @@ async def test_a_closed_store_leaves_only_blobs_and_opens_again(tmp_path: Path) 
 @pytest.mark.parametrize("size_bytes", [1000, 3 * MIB])
 async def test_a_corrupt_blob_is_removed_and_said_so(tmp_path: Path, damage: str, size_bytes: int) -> None:
     data = content_of(size_bytes)
-    async with DiskBlobs(tmp_path) as store:
+    clock = HandClock()
+    async with DiskBlobs(tmp_path, clock=clock) as store:
         digest = await put(store, data)
+        clock.at_s += 20  # by then the disk is asked again
         (path,) = files_in(tmp_path)
         with path.open("r+b") as file:
             match damage:
@@ -88,9 +90,11 @@ async def test_a_corrupt_blob_is_removed_and_said_so(tmp_path: Path, damage: str
 
 
 async def test_a_truncated_blob_is_missing(tmp_path: Path) -> None:
-    async with DiskBlobs(tmp_path) as store:
+    clock = HandClock()
+    async with DiskBlobs(tmp_path, clock=clock) as store:
         digest = await put(store, content_of(1000))
         os.truncate(files_in(tmp_path)[0], 10)
+        clock.at_s += 20  # by then the disk is asked again
 
         assert await store.find_missing("ann", [digest]) == frozenset([digest])
         assert files_in(tmp_path) == []

@@ -21,7 +21,9 @@ class DiskTierConfig(
     """A folder of this machine. ``path`` "" means ``blobs`` in the data directory.
 
     Contents of caches (Bazel's, compilers') are on the disk ``settle_s`` after they were stored, all else before the
-    answer; in between a loss of power costs a cache its latest entries, and nothing else.
+    answer; in between a loss of power costs a cache its latest entries, and nothing else. Each process
+    remembers the uses of at most ``recent_blobs`` blobs for some seconds (well within ``grace_s``), and small contents
+    of ``recent_bytes`` together, and need not ask the disk for them again.
     """
 
     name: str = "disk"
@@ -33,6 +35,8 @@ class DiskTierConfig(
     grace_s: float = 60.0
     settle_s: float = 5.0
     threads: int = 4
+    recent_blobs: int = 10_000
+    recent_bytes: int = 4 * 1024**2
 
     def __post_init__(self) -> None:
         _check_name(self.name)
@@ -45,6 +49,8 @@ class DiskTierConfig(
             grace_s=self.grace_s,
             settle_s=self.settle_s,
             threads=self.threads,
+            recent_blobs=self.recent_blobs,
+            recent_bytes=self.recent_bytes,
         )
         if self.age_s is not None and self.age_s <= self.grace_s:
             raise ValueError(f'blob tier "{self.name}": age_s must be over grace_s, or the age never evicts anything')

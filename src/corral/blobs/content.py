@@ -16,10 +16,22 @@ from corral.kernel.units import format_size
 _SPOOL_IN_MEMORY_BYTES: Final = 1024 * 1024
 
 
-async def pieces_of(data: bytes) -> AsyncIterator[bytes]:
+class InMemory(AsyncIterator[bytes]):
+    """Content that is all there: whoever takes it need not wait for pieces."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self._slices = slices(data)
+
+    async def __anext__(self) -> bytes:
+        if (piece := next(self._slices, None)) is None:
+            raise StopAsyncIteration
+        return piece
+
+
+def pieces_of(data: bytes) -> InMemory:
     """``data`` as a stream of pieces."""
-    for piece in slices(data):
-        yield piece
+    return InMemory(data)
 
 
 async def file_pieces(file: IO[bytes]) -> AsyncIterator[bytes]:
@@ -42,9 +54,16 @@ async def collect(content: AsyncIterable[bytes], digest: Digest) -> bytes:
             raise content_too_long(digest)
         pieces.append(bytes(piece))
     data = b"".join(pieces)
+    check_content(data, digest)
+    return data
+
+
+def check_content(data: bytes, digest: Digest) -> None:
+    """Raise InvalidSpec unless ``data`` is what ``digest`` says."""
+    if len(data) > digest.size_bytes:
+        raise content_too_long(digest)
     if (found := Digest.of(data, digest.function)) != digest:
         raise content_differs(digest, found=found)
-    return data
 
 
 async def read_bytes(store: BlobReader, tenant: str, digest: Digest, *, bytes_max: int) -> bytes:

@@ -4,7 +4,8 @@ import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any, Final, Self
 
-from corral.blobs.machine import content_differs, content_too_long
+from corral.blobs.content import InMemory
+from corral.blobs.machine import PIECE_BYTES, content_differs, content_too_long
 from corral.kernel.concurrency import finish
 from corral.kernel.digest import Digest, Digester
 
@@ -31,8 +32,14 @@ async def verified(content: AsyncIterable[bytes], digest: Digest) -> AsyncIterat
         raise content_differs(digest, found=found)
 
 
-async def paced(content: AsyncIterable[bytes], deadline: asyncio.Timeout, *, within_s: float) -> AsyncIterator[bytes]:
+def paced(content: AsyncIterable[bytes], deadline: asyncio.Timeout, *, within_s: float) -> AsyncIterable[bytes]:
     """``content`` as it is; ``deadline`` runs only while the *consumer* works, anew for every piece."""
+    if isinstance(content, InMemory) and len(content.data) <= PIECE_BYTES:
+        return content  # nobody waits for its one piece
+    return _paced(content, deadline, within_s=within_s)
+
+
+async def _paced(content: AsyncIterable[bytes], deadline: asyncio.Timeout, *, within_s: float) -> AsyncIterator[bytes]:
     loop = asyncio.get_running_loop()
     deadline.reschedule(None)
     async for piece in content:

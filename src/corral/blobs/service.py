@@ -71,6 +71,8 @@ async def open_store(
                             grace_s=tier.grace_s,
                             settle_s=tier.settle_s,
                             threads=tier.threads,
+                            recent_blobs=tier.recent_blobs,
+                            recent_bytes=tier.recent_bytes,
                             clock=clock,
                         )
                     )

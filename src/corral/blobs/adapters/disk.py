@@ -2,7 +2,8 @@
 
 A blob is written to a half-written file, verified while it is written, synced, renamed into place, and the folder
 synced. Its modification time is its last use. What is written through ``write_back`` is synced later, all together.
-See disk_layout for the folder, disk_files for locking, disk_settling for what is written back.
+See disk_layout for the folder, disk_files for locking, disk_settling for what is written back, disk_recent for what
+is answered without the disk.
 """
 
 import asyncio
@@ -17,11 +18,12 @@ from typing import Final, ParamSpec, Self, TypeVar
 import structlog
 
 from corral.blobs.adapters.disk_files import DiskFiles
-from corral.blobs.adapters.disk_group import Gathering, SmallWrite, write_together
-from corral.blobs.adapters.disk_layout import disk_errors
+from corral.blobs.adapters.disk_group import Gathering, SmallWrite, SmallWrites
+from corral.blobs.adapters.disk_layout import disk_errors, is_settled
+from corral.blobs.adapters.disk_recent import LONG_AGO_S, RecentBlobs, Use
 from corral.blobs.adapters.disk_settling import Settling
 from corral.blobs.adapters.disk_transfer import Corrupt, Download, Upload
-from corral.blobs.content import collect
+from corral.blobs.content import InMemory, collect
 from corral.blobs.machine import (
     PIECE_BYTES,
     check_blob_size,
@@ -65,6 +67,8 @@ class DiskBlobs:
         grace_s: float = 60.0,
         settle_s: float = 5.0,
         threads: int = 4,
+        recent_blobs: int = 10_000,
+        recent_bytes: int = 4 * 1024**2,
         clock: Clock | None = None,
     ) -> None:
         """
@@ -73,15 +77,23 @@ class DiskBlobs:
             grace_s: a blob used within the last so many seconds is never evicted.
             settle_s: what is written back is on the disk after so long.
             threads: how many disk operations run at once.
+            recent_blobs: of so many blobs the uses of the last seconds are remembered,
+            recent_bytes: and the contents of small ones, so many bytes together.
         """
         self._limits = limits or StoreLimits()
         self._quota_bytes = quota_bytes or (lambda _tenant: None)
         self._clock = clock or SystemClock()
         self._files = DiskFiles(root, grace_s=grace_s)
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="blobs-disk")
-        self._uses = Gathering(self._threads, self._use_together)
-        self._small_writes = Gathering(self._threads, write_together)
         self._settling = Settling(self._files.layout, self._threads, every_s=settle_s)
+        self._recent = RecentBlobs(
+            self._files.removals,
+            fresh_s=self._files.touch_every_s,
+            blobs_max=recent_blobs,
+            content_bytes_max=recent_bytes,
+        )
+        self._uses = Gathering(self._threads, self._use_together)
+        self._small_writes = Gathering(self._threads, SmallWrites(self._files, self._settling).write)
         self._turns: Turns[tuple[str, Digest]] = Turns()
         self._reading: Counter[str] = Counter()
 
@@ -110,13 +122,19 @@ class DiskBlobs:
     async def missing_of(self, tenant: str, digests: Iterable[Digest], policy: WritePolicy) -> frozenset[Digest]:
         """See ``find_missing``; ``policy`` says what is asked of those that are there."""
         check_tenant(tenant)
-        asked = list(digests)
-        check_digests(asked)
+        unknown = self._recent.unknown(tenant, digests, policy, self._clock.now_s())
+        check_digests(unknown)
         missing: set[Digest] = set()
         with disk_errors("looking for blobs"):
-            for start in range(0, len(asked), _FIND_BATCH):
-                batch = asked[start : start + _FIND_BATCH]
-                missing |= await self._in_thread(self._missing_of, tenant, batch, policy)
+            for start in range(0, len(unknown), _FIND_BATCH):
+                batch = unknown[start : start + _FIND_BATCH]
+                seen = self._recent.look()
+                uses = await self._in_thread(self._uses_of, tenant, batch, policy)
+                for digest, use in zip(batch, uses, strict=True):
+                    if use is None:
+                        missing.add(digest)
+                    else:
+                        self._recent.remember((tenant, digest), use, seen)
         return frozenset(missing)
 
     async def read(
@@ -125,6 +143,10 @@ class DiskBlobs:
         check_tenant(tenant)
         check_digest(digest)
         check_range(offset, length)
+        if (known := self._recent.content(tenant, digest, self._clock.now_s())) is not None:
+            if piece := known[offset : range_end(digest, offset, length)]:
+                yield piece
+            return
         path = self._files.layout.blob(tenant, digest)
         download = Download(
             path,
@@ -137,7 +159,10 @@ class DiskBlobs:
         try:
             with disk_errors(f"reading blob {digest}"):
                 used_s = self._clock.now_s()
-                piece = await self._in_thread(self._begin_read, download, path, used_s)
+                seen = self._recent.look()
+                use, piece = await self._in_thread(self._begin_read, download, path, used_s)
+                if download.exhausted and is_whole(digest, offset, length):
+                    self._recent.remember((tenant, digest), use, seen, piece)
                 while piece:
                     yield piece
                     if download.exhausted:
@@ -170,19 +195,21 @@ class DiskBlobs:
         check_digest(digest)
         check_blob_size(digest, self._limits)
         async with self._turns.hold((tenant, digest)):
-            with disk_errors("looking for a blob"):
-                if await self._uses.ask((tenant, digest, policy)):
-                    return
+            if not self._recent.unknown(tenant, (digest,), policy, self._clock.now_s()):
+                return
+            if not (isinstance(content, InMemory) and digest.size_bytes <= SMALL_BYTES):
+                with disk_errors("looking for a blob"):
+                    if await self._uses.ask((tenant, digest, policy)):
+                        return
             upload = self._files.new_upload(tenant, digest, policy)
-            quota_bytes = self._quota_of(tenant)
             if digest.size_bytes <= SMALL_BYTES:
-                data = await collect(content, digest)
-                with disk_errors(f"writing blob {digest}"):
-                    await self._small_writes.ask(SmallWrite(upload, data, quota_bytes, self._clock.now_s()))
+                data = content.data if isinstance(content, InMemory) else await collect(content, digest)
+                await self._write_small(upload, data)
             else:
-                await self._write_stream(upload, digest, content, quota_bytes)
+                await self._write_stream(upload, digest, content)
+                if policy is WritePolicy.BACK:
+                    self._settling.add([self._files.layout.blob(tenant, digest)])
         if policy is WritePolicy.BACK:
-            self._settling.add([self._files.layout.blob(tenant, digest)])
             self._settling.expect()
 
     async def delete(self, tenant: str, digests: Collection[Digest]) -> None:
@@ -208,12 +235,18 @@ class DiskBlobs:
         with disk_errors("counting blobs"):
             return await self._in_thread(self._files.usage, tenant)
 
-    async def _write_stream(
-        self, upload: Upload, digest: Digest, content: AsyncIterable[bytes], quota_bytes: int | None
-    ) -> None:
+    async def _write_small(self, upload: Upload, data: bytes) -> None:
+        """In one step with others, unless it is there already; the content is verified then."""
+        seen = self._recent.look()
+        small = SmallWrite(upload, data, self._quota_of(upload.tenant), self._clock.now_s())
+        with disk_errors(f"writing blob {upload.digest}"):
+            use = await self._small_writes.ask(small)
+        self._recent.remember((upload.tenant, upload.digest), use, seen, data if upload.is_blob else None)
+
+    async def _write_stream(self, upload: Upload, digest: Digest, content: AsyncIterable[bytes]) -> None:
         try:
             with disk_errors(f"writing blob {digest}"):
-                await self._in_thread(upload.begin, quota_bytes)
+                await self._in_thread(upload.begin, self._quota_of(upload.tenant))
             batch: list[bytes] = []
             batch_bytes = received_bytes = 0
             async for piece in content:
@@ -233,21 +266,21 @@ class DiskBlobs:
             if not upload.closed:
                 await finish(self._in_thread(upload.discard), within_s=_CLEANUP_WITHIN_S)
 
-    def _begin_read(self, download: Download, path: str, now_s: float) -> bytes:
-        used_s, piece = download.begin()
-        self._files.touch(path, used_s=used_s, now_s=now_s)
-        return piece
+    def _begin_read(self, download: Download, path: str, now_s: float) -> tuple[Use, bytes]:
+        status, piece = download.begin()
+        used_s = self._files.touch(path, used_s=status.st_mtime, now_s=now_s)
+        return Use(used_s or LONG_AGO_S, is_settled(status)), piece
 
-    def _missing_of(self, tenant: str, digests: list[Digest], policy: WritePolicy) -> set[Digest]:
+    def _uses_of(self, tenant: str, digests: list[Digest], policy: WritePolicy) -> list[Use | None]:
         now_s = self._clock.now_s()
-        return {digest for digest in digests if not self._files.use(tenant, digest, now_s, policy)}
+        return [self._files.use(tenant, digest, now_s, policy) for digest in digests]
 
     def _use_together(self, asked: list[tuple[str, Digest, WritePolicy]]) -> list[bool | Exception]:
         now_s = self._clock.now_s()
         answers: list[bool | Exception] = []
         for tenant, digest, policy in asked:
             try:
-                answers.append(self._files.use(tenant, digest, now_s, policy))
+                answers.append(self._files.use(tenant, digest, now_s, policy) is not None)
             except OSError as error:
                 answers.append(error)
         return answers

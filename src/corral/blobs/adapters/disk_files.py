@@ -18,6 +18,7 @@ from typing import Final
 
 from corral.blobs.adapters.disk_accounts import Accounts, reservation_of
 from corral.blobs.adapters.disk_layout import DiskLayout, is_settled
+from corral.blobs.adapters.disk_recent import RemovalMark, Use
 from corral.blobs.adapters.disk_settling import remember_boot, settle_now
 from corral.blobs.adapters.disk_transfer import Upload
 from corral.blobs.machine import Resident, plan_eviction
@@ -32,14 +33,16 @@ _OWN_LOCK: Final = "lock"
 class DiskFiles:
     """One process's hold on a store's folder; several may hold it at once.
 
-    ``unsettled`` are the blobs that the latest cleaning found to be written back and not on the disk yet.
+    ``unsettled`` are the blobs that the latest cleaning found to be written back and not on the disk yet;
+    ``touch_every_s`` is how old the use on record is when a newer one is put there; ``removals`` changes with each.
     """
 
     def __init__(self, root: Path, *, grace_s: float) -> None:
         self.layout = DiskLayout(root)
         self.accounts = Accounts(self.layout)
         self._grace_s = grace_s
-        self._touch_every_s = min(_TOUCH_EVERY_S_MAX, grace_s / 4)
+        self.touch_every_s = min(_TOUCH_EVERY_S_MAX, grace_s / 4)
+        self.removals = RemovalMark(self.layout.removals)
         self._numbers = count()
         self._incoming = ""
         self._own_lock = -1
@@ -49,6 +52,7 @@ class DiskFiles:
         """Make the folders, forget half-written files of the dead and what a restart of the machine may have spoiled,
         take an incoming folder; returns how many were forgotten."""
         self.layout.create()
+        self.removals.open()
         with self._locked(fcntl.LOCK_EX):
             forgotten = sum(map(self._forget_dead, list(self.layout.incoming.iterdir())))
             forgotten += sum(map(self._forget_lost, remember_boot(self.layout)))
@@ -64,6 +68,7 @@ class DiskFiles:
             shutil.rmtree(self._incoming, ignore_errors=True)  # what stays is forgotten by the next who opens
             os.close(self._own_lock)
             self._own_lock = -1
+        self.removals.close()
 
     def new_upload(self, tenant: str, digest: Digest, policy: WritePolicy = WritePolicy.THROUGH) -> Upload:
         """A transfer that has not begun."""
@@ -77,33 +82,38 @@ class DiskFiles:
             policy=policy,
         )
 
-    def use(self, tenant: str, digest: Digest, now_s: float, policy: WritePolicy = WritePolicy.THROUGH) -> bool:
-        """Mark a blob as used; False when there is none. One of the wrong size is removed: it was truncated.
+    def use(self, tenant: str, digest: Digest, now_s: float, policy: WritePolicy = WritePolicy.THROUGH) -> Use | None:
+        """Mark a blob as used; None when there is none. One of the wrong size is removed: it was truncated.
 
         With ``THROUGH``, one that was written back is made durable first.
         """
         path = self.layout.blob(tenant, digest)
+        if not os.access(path, os.F_OK):  # cheaper than the error of the next line
+            return None
         try:
             status = os.stat(path, follow_symlinks=False)
         except FileNotFoundError:
-            return False
+            return None
         if status.st_size != digest.size_bytes:
             self.remove(tenant, digest)
-            return False
-        if policy is WritePolicy.THROUGH and not is_settled(status):
+            return None
+        settled = is_settled(status)
+        if policy is WritePolicy.THROUGH and not settled:
             settle_now(path)
-        return self.touch(path, used_s=status.st_mtime, now_s=now_s)
+            settled = True
+        used_s = self.touch(path, used_s=status.st_mtime, now_s=now_s)
+        return None if used_s is None else Use(used_s, settled)
 
-    def touch(self, path: str, *, used_s: float, now_s: float) -> bool:
-        """Record a use unless a recent one is on record; False when the blob is gone."""
-        if abs(now_s - used_s) <= self._touch_every_s:
-            return True
+    def touch(self, path: str, *, used_s: float, now_s: float) -> float | None:
+        """Record a use unless a recent one is on record; gives what is on record now, None when the blob is gone."""
+        if abs(now_s - used_s) <= self.touch_every_s:
+            return used_s
         with self._locked(fcntl.LOCK_SH):
             try:
                 os.utime(path, (now_s, now_s), follow_symlinks=False)
             except FileNotFoundError:
-                return False
-        return True
+                return None
+        return now_s
 
     def remove(self, tenant: str, digest: Digest) -> None:
         """Forget a blob; an absent one is no error."""
@@ -186,6 +196,7 @@ class DiskFiles:
             os.unlink(path)
         except FileNotFoundError:
             return False
+        self.removals.change()
         self.accounts.subtract(tenant, blobs=1, size_bytes=size_bytes)
         return True
 

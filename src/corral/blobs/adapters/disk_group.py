@@ -12,8 +12,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
+from corral.blobs.adapters.disk_files import DiskFiles
 from corral.blobs.adapters.disk_layout import sync_directory
+from corral.blobs.adapters.disk_recent import LONG_AGO_S, Use
+from corral.blobs.adapters.disk_settling import Settling
 from corral.blobs.adapters.disk_transfer import Upload
+from corral.blobs.content import check_content
 from corral.blobs.model import WritePolicy
 from corral.kernel.errors import QuotaExceeded
 
@@ -72,65 +76,93 @@ class Gathering(Generic[Asked, Answer]):
 
 @dataclass(frozen=True, slots=True)
 class SmallWrite:
-    """An upload that has not begun, and all of its content, verified."""
+    """An upload that has not begun, and all that should be its content."""
 
     upload: Upload
     data: bytes
     quota_bytes: int | None
     now_s: float
 
+    def fill(self) -> None:
+        """Write the half-written file. Raises OSError."""
+        self.upload.fill(self.data, self.now_s)
 
-def write_together(batch: list[SmallWrite]) -> list[Exception | None]:
-    """Write a batch; gives, per blob, the error it ended with. Runs in a thread."""
-    errors: dict[int, Exception] = {}
-    shards: dict[str, list[int]] = {}
-    through = [number for number, small in enumerate(batch) if small.upload.policy is WritePolicy.THROUGH]
 
-    def publish(number: int) -> None:
-        shard = batch[number].upload.publish()
-        if batch[number].upload.policy is WritePolicy.THROUGH:
-            shards.setdefault(shard, []).append(number)
+class SmallWrites:
+    """Writes batches of small blobs; what is there already is only marked as used. Runs in threads."""
 
-    try:
-        _reserve(errors, batch)
-        _each(
-            errors, range(len(batch)), lambda number: batch[number].upload.fill(batch[number].data, batch[number].now_s)
-        )
-        _each(errors, through, lambda number: batch[number].upload.sync())
-        _each(errors, range(len(batch)), publish)
+    def __init__(self, files: DiskFiles, settling: Settling) -> None:
+        self._files = files
+        self._settling = settling
+
+    def write(self, batch: list[SmallWrite]) -> list[Use | Exception]:
+        """Gives, per blob, what its file says now or the error it ended with: InvalidSpec, QuotaExceeded, OSError."""
+        answers: dict[int, Use | Exception] = {}
+        try:
+            _each(answers, range(len(batch)), lambda number: self._present(batch[number]))
+            _reserve(answers, batch)
+            _each(
+                answers,
+                range(len(batch)),
+                lambda number: batch[number].upload.fill(batch[number].data, batch[number].now_s),
+            )
+            self._publish(answers, batch)
+        finally:
+            for small in batch:
+                small.upload.discard()
+        return [answers[number] for number in range(len(batch))]
+
+    def _present(self, small: SmallWrite) -> Use | None:
+        """The use of a blob that is there already. For others the content is verified now: raises InvalidSpec."""
+        upload = small.upload
+        if (use := self._files.use(upload.tenant, upload.digest, small.now_s, upload.policy)) is None:
+            check_content(small.data, upload.digest)
+        return use
+
+    def _publish(self, answers: dict[int, Use | Exception], batch: list[SmallWrite]) -> None:
+        shards: dict[str, list[int]] = {}
+
+        def publish(number: int) -> Use:
+            upload = batch[number].upload
+            shard = upload.publish()
+            if upload.policy is WritePolicy.THROUGH:
+                shards.setdefault(shard, []).append(number)
+            else:
+                self._settling.add([self._files.layout.blob(upload.tenant, upload.digest)])
+            return Use(batch[number].now_s if upload.is_blob else LONG_AGO_S, upload.policy is WritePolicy.THROUGH)
+
+        through = [number for number, small in enumerate(batch) if small.upload.policy is WritePolicy.THROUGH]
+        _each(answers, through, lambda number: batch[number].upload.sync())
+        _each(answers, range(len(batch)), publish)
         for shard, numbers in shards.items():
             try:
                 sync_directory(shard)
             except OSError as error:
-                errors.update(dict.fromkeys(numbers, error))
-    finally:
-        for small in batch:
-            small.upload.discard()
-    return [errors.get(number) for number in range(len(batch))]
+                answers.update(dict.fromkeys(numbers, error))
 
 
-def _fill(small: SmallWrite) -> None:
-    small.upload.fill(small.data, small.now_s)
-
-
-def _reserve(errors: dict[int, Exception], batch: list[SmallWrite]) -> None:
+def _reserve(answers: dict[int, Use | Exception], batch: list[SmallWrite]) -> None:
     """Room for all of a tenant's blobs at once, or for each that fits when not all do."""
     numbers: dict[tuple[str, int | None], list[int]] = {}
     for number, small in enumerate(batch):
-        numbers.setdefault((small.upload.tenant, small.quota_bytes), []).append(number)
+        if number not in answers:
+            numbers.setdefault((small.upload.tenant, small.quota_bytes), []).append(number)
     for (_tenant, quota_bytes), own in numbers.items():
         try:
             Upload.reserve_together([batch[number].upload for number in own], quota_bytes)
         except (QuotaExceeded, OSError):
-            _each(errors, own, lambda number: batch[number].upload.reserve(batch[number].quota_bytes))
+            _each(answers, own, lambda number: batch[number].upload.reserve(batch[number].quota_bytes))
 
 
-def _each(errors: dict[int, Exception], numbers: Iterable[int], step: Callable[[int], object]) -> None:
-    """Take the step for every blob that has no error yet."""
+def _each(answers: dict[int, Use | Exception], numbers: Iterable[int], step: Callable[[int], object]) -> None:
+    """Take the step for every blob that has no answer yet; a use that it gives, or what it raises, is the answer."""
     for number in numbers:
-        if number in errors:
+        if number in answers:
             continue
         try:
-            step(number)
+            found = step(number)
         except Exception as error:  # noqa: BLE001 - it belongs to one blob of the batch, whose writer judges it
-            errors[number] = error
+            answers[number] = error
+        else:
+            if isinstance(found, Use):
+                answers[number] = found

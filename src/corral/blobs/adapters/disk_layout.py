@@ -5,6 +5,7 @@
     <root>/format                       the layout's version
     <root>/lock                         taken shared to mark a use, exclusive to evict (see disk_files)
     <root>/boot                         the start of the machine since which this store was opened (see disk_settling)
+    <root>/removals                     changes with every removal of a blob (see disk_recent)
     <root>/blobs/<tenant>/<hh>/<hash function>-<hex>-<size>      modification time = last use; mode: see disk_settling
     <root>/accounts/<tenant>            blobs and bytes held, for quotas
     <root>/incoming/<instance>/         half-written files of one open store; its `lock` is held while that store lives
@@ -41,6 +42,7 @@ class DiskLayout:
         self.accounts = root / "accounts"
         self.incoming = root / "incoming"
         self.boot = root / "boot"
+        self.removals = root / "removals"
         self._blobs_text = str(self.blobs)
         self._there: set[str] = set()
         self._durable: set[str] = set()

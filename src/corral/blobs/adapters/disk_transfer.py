@@ -17,7 +17,10 @@ from corral.kernel.errors import NotFound, StoreUnavailable
 
 
 class Upload:
-    """A blob that is being written: reserved, then a half-written file, then (commit) a blob, or (discard) nothing."""
+    """A blob that is being written: reserved, then a half-written file, then (commit) a blob, or (discard) nothing.
+
+    ``is_blob`` says that the half-written file became the blob; it does not when another process was faster.
+    """
 
     def __init__(
         self,
@@ -31,10 +34,11 @@ class Upload:
         policy: WritePolicy,
     ) -> None:
         self.tenant = tenant
+        self.digest = digest
         self.policy = policy
+        self.is_blob = False
         self._layout = layout
         self._accounts = accounts
-        self._digest = digest
         self._digester = Digester(digest.function)
         self._temporary = f"{incoming}/{incoming_name(tenant, digest.size_bytes, number)}"
         self._descriptor = -1
@@ -52,13 +56,13 @@ class Upload:
         """Reserve room. Raises QuotaExceeded, OSError."""
         with self._lock:
             self._check_open()
-            self._accounts.add(self.tenant, self._digest.size_bytes, quota_bytes=quota_bytes)
+            self._accounts.add(self.tenant, self.digest.size_bytes, quota_bytes=quota_bytes)
             self._reserved = True
 
     @staticmethod
     def reserve_together(uploads: "Sequence[Upload]", quota_bytes: int | None) -> None:
         """Reserve room for some of one tenant, which no step of anybody closes meanwhile. Raises as ``reserve``."""
-        total_bytes = sum(each._digest.size_bytes for each in uploads)
+        total_bytes = sum(each.digest.size_bytes for each in uploads)
         accounts, tenant = uploads[0]._accounts, uploads[0].tenant
         accounts.add(tenant, total_bytes, blobs=len(uploads), quota_bytes=quota_bytes)
         for each in uploads:
@@ -68,8 +72,8 @@ class Upload:
         """Hash and write the next pieces. Raises InvalidSpec as soon as there is too much."""
         with self._lock:
             self._check_open()
-            if self._digester.size_bytes + sum(map(len, pieces)) > self._digest.size_bytes:
-                raise content_too_long(self._digest)
+            if self._digester.size_bytes + sum(map(len, pieces)) > self.digest.size_bytes:
+                raise content_too_long(self.digest)
             for piece in pieces:
                 self._digester.update(piece)
                 self._write(piece)
@@ -97,8 +101,8 @@ class Upload:
         """Raises InvalidSpec unless what was appended is what was announced."""
         with self._lock:
             self._check_open()
-            if (found := self._digester.digest()) != self._digest:
-                raise content_differs(self._digest, found=found)
+            if (found := self._digester.digest()) != self.digest:
+                raise content_differs(self.digest, found=found)
             os.utime(self._descriptor, (now_s, now_s))
 
     def sync(self) -> None:
@@ -111,11 +115,11 @@ class Upload:
         """Make a verified upload visible; gives the folder that must be synced now unless it is written back."""
         with self._lock:
             self._check_open()
-            shard = self._layout.shard(self.tenant, self._digest, self.policy)
-            final = self._layout.blob(self.tenant, self._digest)
+            shard = self._layout.shard(self.tenant, self.digest, self.policy)
+            final = self._layout.blob(self.tenant, self.digest)
             if not os.path.lexists(final):  # else another process was faster: closing gives the room back
                 self._rename(final, shard)
-                self._reserved = False
+                self._reserved, self.is_blob = False, True
             self._close()
             return shard
 
@@ -153,7 +157,7 @@ class Upload:
             except FileNotFoundError:
                 pass  # opening it had failed
             finally:
-                self._accounts.subtract(self.tenant, blobs=1, size_bytes=self._digest.size_bytes)
+                self._accounts.subtract(self.tenant, blobs=1, size_bytes=self.digest.size_bytes)
 
     def _check_open(self) -> None:
         if self.closed:
@@ -186,8 +190,8 @@ class Download:
         """Nothing is left to read."""
         return self._position >= self._end
 
-    def begin(self) -> tuple[float, bytes]:
-        """Open; returns the last use that is on record and the first piece. Raises NotFound, Corrupt, OSError."""
+    def begin(self) -> tuple[os.stat_result, bytes]:
+        """Open; returns the status of the file and the first piece. Raises NotFound, Corrupt, OSError."""
         with self._lock:
             if self.closed:
                 raise StoreUnavailable("this download was given up")
@@ -198,7 +202,7 @@ class Download:
             status = os.fstat(self._descriptor)
             if status.st_size != self._digest.size_bytes:
                 raise Corrupt(f"{status.st_size} bytes are stored")
-            return status.st_mtime, self._next()
+            return status, self._next()
 
     def next(self) -> bytes:
         """The next piece, empty at the end. Raises Corrupt, OSError."""
