@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
+from grpc.aio._call import StreamStreamCall
 
 from corral.blobs.adapters.memory import MemoryBlobs
 from corral.database.engine import Database
@@ -369,6 +370,40 @@ async def test_a_log_survives_the_scheduler_being_away_in_bounded_memory(plant: 
                 await writing
                 await plant.sink.close(claim.ref, len(text))
                 assert await plant.text(claim.ref.task_id, follow=True) == text
+
+
+async def test_a_call_that_ends_just_before_a_write_is_begun_anew(
+    plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, write = StreamStreamCall.read, StreamStreamCall.write
+    begun, written = asyncio.Event(), asyncio.Event()
+
+    async def write_late(call: Any, piece: Any) -> None:
+        begun.set()
+        await call.code()  # it has ended now
+        written.set()
+        await write(call, piece)
+
+    async def read_later(call: Any) -> Any:
+        await written.wait()
+        return await read(call)
+
+    async with plant.scheduler():
+        pass
+    async with plant.worker():
+        async with plant.scheduler():
+            await plant.submit()
+            (claim,) = await plant.claims(1)
+            monkeypatch.setattr(StreamStreamCall, "write", write_late)
+            monkeypatch.setattr(StreamStreamCall, "read", read_later)
+            await plant.sink.append(claim.ref, 0, b"before, ")
+            await begun.wait()
+        monkeypatch.undo()
+        async with plant.scheduler():
+            await plant.sink.append(claim.ref, 8, b"after")
+            await plant.sink.close(claim.ref, 13)
+
+            assert await plant.text(claim.ref.task_id, follow=True) == b"before, after"
 
 
 async def test_the_log_of_a_run_that_is_not_ours_is_refused(plant: Plant) -> None:

@@ -137,11 +137,15 @@ class GrpcLogSink:
             call.cancel()
 
     async def _send(self, call: _Stream) -> None:
+        """Send what there is to send, until cancelled or until the call has ended: whoever hears is told how."""
         while True:
             self._work.clear()
             pieces = [piece for ref, run in self._runs.items() if (piece := self._piece(ref, run)) is not None]
             for piece in pieces:  # one of each run in turn: a busy log does not hold up the others
-                await call.write(piece)
+                try:
+                    await call.write(piece)
+                except asyncio.InvalidStateError:  # "RPC already finished"
+                    return
             if not pieces:
                 await self._work.wait()
 
