@@ -141,7 +141,7 @@ async def running_worker(config: Config) -> AsyncIterator[Worker]:
         runner = stack.enter_context(
             open_runner(
                 config,
-                blobs=blobs.store,
+                blobs=blobs.cache,
                 pools=pools,
                 images=images,
                 spool=spool,
@@ -154,7 +154,7 @@ async def running_worker(config: Config) -> AsyncIterator[Worker]:
 
             wiring.door = await stack.enter_async_context(
                 worker_door(
-                    config, data, worker_id=worker_id, link=wiring.link, blobs=blobs.store, runner=runner, clock=clock
+                    config, data, worker_id=worker_id, link=wiring.link, blobs=blobs.cache, runner=runner, clock=clock
                 )
             )
             wiring.link.registration = msgspec.structs.replace(wiring.link.registration, address=wiring.door.address)
