@@ -16,9 +16,9 @@ from msgspec.structs import replace
 
 from corral.actions.model import Performed
 from corral.actions.runner import ROOT
-from corral.compile import cacheability, closure, grammars, key
+from corral.compile import closure
 from corral.compile.files import FileTable
-from corral.compile.model import Bypass, CompilerIdentity, IncludeSet, Outcome, Vendor
+from corral.compile.model import Outcome
 from corral.compile.ports import CompileAnswer, CompileRequest
 from corral.compile.remote.compiler import FleetCompiler
 from corral.compile.remote.layout import PLACE, CannotShip
@@ -27,6 +27,7 @@ from corral.fleet.tokens import RouteClaims, SigningKey
 from corral.kernel.clock import SystemClock
 from corral.kernel.digest import Digest
 from corral.kernel.errors import CorralError, DependencyError, InvalidSpec, NoFeasibleWorker, WorkerLost
+from corral.testing.compiles import compile_request
 from corral.testing.worker_doors import FakeRoutes, FakeWorker, dies, open_worker
 from corral.wire.sessions import session_metadata
 from corral.wire.transport import ClientTls, WireLimits, open_channel
@@ -34,9 +35,6 @@ from corral.wire.v1 import door_pb2
 from corral.wire.v1.door_pb2_grpc import DoorStub
 
 pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="there is no gcc on this machine")
-
-_GCC = CompilerIdentity(digest="ab" * 32, path="/usr/bin/gcc", vendor=Vendor.GCC)
-_CLANG = CompilerIdentity(digest="ab" * 32, path="/usr/bin/clang", vendor=Vendor.CLANG)
 
 
 @dataclass
@@ -88,29 +86,8 @@ def _project(folder: Path) -> Path:
     return project
 
 
-def _request(project: Path, line: str, include_set: IncludeSet | None = None) -> CompileRequest:
-    argv = line.format(root=project).split()
-    argv[0] = shutil.which(argv[0]) or argv[0]
-    invocation = grammars.parse(argv)
-    assert not isinstance(invocation, Bypass)
-    environment = {"LC_ALL": "C"}
-    cacheable = cacheability.judge(invocation, environment)
-    assert not isinstance(cacheable, Bypass)
-    root = str(project)
-    identity = _CLANG if "clang" in argv[0] else _GCC
-    inputs = key.key_inputs(invocation, cacheable, identity=identity, environment=environment, cwd=root, root=root)
-    return CompileRequest(
-        argv=tuple(argv),
-        cwd=root,
-        root=root,
-        environment=environment,
-        invocation=invocation,
-        cacheable=cacheable,
-        identity=identity,
-        inputs=inputs,
-        request_key=key.request_key(inputs),
-        include_set=include_set,
-    )
+def _request(project: Path, line: str) -> CompileRequest:
+    return compile_request(project, line.format(root=project).split())
 
 
 def _hashes() -> FileTable:
@@ -186,6 +163,67 @@ async def test_an_unchanged_compile_sends_nothing_and_a_changed_header_only_itse
         assert fleet.compiler.figures.uploaded_blobs == sent + 1
         assert fleet.compiler.figures.uploaded_bytes - before == len("#define Y 22\n")
         assert fleet.workers[0].runner.runs == 4  # two of them found what is missing
+
+
+async def test_who_does_not_ask_the_preprocessor_and_who_knows_what_is_read_have_one_action(tmp_path: Path) -> None:
+    project = _project(tmp_path)
+    line = "gcc -Iinc -c src/a.c -o out.o"
+
+    async with _fleet(tmp_path) as fleet:
+        first = await _compile(fleet, project, line)
+        await fleet.workers[0].servicer.wait_told()
+        known = replace(_request(project, line), include_set=first.include_set)
+        second = await fleet.compiler.compile(known, _hashes())
+
+        assert [first.outcome, second.outcome] == [Outcome.REMOTE_RUN, Outcome.REMOTE_HIT]
+
+
+async def test_what_a_compile_might_read_goes_along_and_is_not_counted_as_read(tmp_path: Path) -> None:
+    project = _project(tmp_path)
+    (project / "inc" / "windows.h").write_text("#define W 1\n")
+    (project / "inc" / "y.h").write_text("#ifdef _WIN32\n#include <windows.h>\n#endif\n#define Y 1\n")
+    line = "gcc -Iinc -c src/a.c -o out.o"
+
+    async with _fleet(tmp_path) as fleet:
+        answer = await _compile(fleet, project, line)
+
+        assert fleet.compiler.figures.uploaded_blobs == 4
+        assert fleet.compiler.figures.repeated == 0
+        assert [path for path, _ in answer.include_set.files if path[0] != "/"] == ["src/a.c", "inc/x.h", "inc/y.h"]
+
+
+async def test_a_compile_that_reads_what_nobody_foresaw_is_done_once_more_with_all_of_it(tmp_path: Path) -> None:
+    project = _project(tmp_path)
+    (project / "src" / "a.c").write_text("#include WHICH\nint f(void) { return X; }\n")
+    line = "gcc -Iinc -Wp,-DWHICH=<x.h> -c src/a.c -o out.o"
+
+    made, _, _ = _locally(project, line)
+    async with _fleet(tmp_path) as fleet:
+        answer = await _compile(fleet, project, line)
+
+        assert (answer.exit_code, answer.files["object"]) == (0, made)
+        assert fleet.compiler.figures.repeated == 1
+        assert [path for path, _ in answer.include_set.files if path[0] != "/"] == ["src/a.c", "inc/x.h", "inc/y.h"]
+
+
+async def test_a_header_that_comes_to_lie_before_another_one_is_the_one_that_is_taken(tmp_path: Path) -> None:
+    project = _project(tmp_path)
+    line = "gcc -Ilater -Iinc -c src/a.c -o out.o"
+
+    async with _fleet(tmp_path) as fleet:
+        first = await _compile(fleet, project, line)
+        assert "later/x.h" in first.include_set.absent
+        (project / "later").mkdir()  # which the compiler did not even name as searched before
+        (project / "later" / "x.h").write_text("#define X 33\n")
+        made, _, _ = _locally(project, line)
+        second = await _compile(fleet, project, line)
+        (project / "src" / "x.h").write_text("#define X 44\n")
+        nearest, _, _ = _locally(project, line)
+        third = await _compile(fleet, project, line)
+
+        assert second.files["object"] == made != first.files["object"]
+        assert third.files["object"] == nearest != made
+        assert fleet.compiler.figures.repeated == 0
 
 
 async def test_a_hit_brings_everything_that_the_run_brought(tmp_path: Path) -> None:

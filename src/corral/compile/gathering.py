@@ -24,6 +24,7 @@ class Compiled:
         objects: the contents of the object and of all side files.
         started_ns: wall time just before the compiler was started; 0 to trust the files.
         today: the date where the compiler runs, ISO 8601; "" when nobody can tell.
+        absent: see ``IncludeSet``, when it is known already; None to find it out.
     """
 
     invocation: Invocation
@@ -35,6 +36,7 @@ class Compiled:
     objects: Sequence[bytes]
     started_ns: int
     today: str
+    absent: Sequence[str] | None = None
 
 
 def gather(compiled: Compiled, *, look: Look, exists: Callable[[str], bool]) -> IncludeSet | Bypass:
@@ -69,14 +71,16 @@ def gather(compiled: Compiled, *, look: Look, exists: Callable[[str], bool]) -> 
     )
     if moment is None:
         return Bypass(BypassReason.TIME_MACRO, next(path for path, each in found.items() if _tells_time(each)))
-    missing = closure.absent(
-        invocation, files=files, cwd=cwd, root=root, exists=exists, found=traits, environment=compiled.environment
-    )
+    missing = compiled.absent
+    if missing is None:
+        missing = closure.absent(
+            invocation, files=files, cwd=cwd, root=root, exists=exists, found=traits, environment=compiled.environment
+        )
     if missing is None:
         return Bypass(BypassReason.PLACES, "headers may come from too many places")
     return IncludeSet(
         files=tuple((path, each.hash) for path, each in found.items()),
-        absent=missing,
+        absent=tuple(missing),
         bound_to=closure.bound_to(
             root,
             contents=compiled.objects,

@@ -55,7 +55,7 @@ def absent(
         directories[relative(".", cwd=cwd, root=root)] = None
     names: dict[str, None] = {}
     for path in files[1:]:
-        if not path.startswith(_OF_THE_SYSTEM):
+        if not path.startswith(OF_THE_SYSTEM):
             names[f"{path}.gch"] = None  # a precompiled one would be taken instead
             names[f"{path}.pch"] = None
     at = 0
@@ -142,7 +142,7 @@ _SYSTEM: Final = re.compile(
 """Where the compilers of a Linux system look by themselves; elsewhere any part of a path could begin the name."""
 
 
-_OF_THE_SYSTEM: Final = ("/usr/", "/lib/", "/opt/")
+OF_THE_SYSTEM: Final = ("/usr/", "/lib/", "/opt/")
 """Where nobody puts a header during a build."""
 
 
@@ -155,7 +155,7 @@ def _directories(
 ) -> Iterable[str]:
     """Where the project's own headers may come from; those of the system itself are not looked at."""
     yield from _searched(invocation, cwd, root, environment)
-    yield from (_home(path) for path in files if not path.startswith(_OF_THE_SYSTEM))
+    yield from (_home(path) for path in files if not path.startswith(OF_THE_SYSTEM))
 
 
 def _searched(invocation: Invocation, cwd: str, root: str, environment: Mapping[str, str]) -> Iterable[str]:

@@ -14,9 +14,11 @@ from typing import Any, Final
 
 import httpx
 
-from corral.compile import frames
+from corral.compile import cacheability, frames, grammars, key
 from corral.compile.control import tell
 from corral.compile.journal import Event, read_journal
+from corral.compile.model import Bypass, CompilerIdentity, Vendor
+from corral.compile.ports import CompileRequest
 from corral.compile.rendezvous import world
 from corral.entry import WRAPPER
 from corral.testing import processes
@@ -85,6 +87,31 @@ class Compiles:
         if pid:
             tell(self.environment, "stop")
             wait_until(lambda: has_ended(pid))
+
+
+def compile_request(project: Path, argv: Sequence[str]) -> CompileRequest:
+    """What the daemon makes of a command line in the root of a project, before it asks elsewhere."""
+    root, environment = str(project), {"LC_ALL": "C"}
+    words = (shutil.which(argv[0]) or argv[0], *argv[1:])
+    invocation = grammars.parse(words)
+    assert not isinstance(invocation, Bypass), invocation
+    cacheable = cacheability.judge(invocation, environment)
+    assert not isinstance(cacheable, Bypass), cacheable
+    vendor = Vendor.CLANG if "clang" in words[0] else Vendor.GCC
+    identity = CompilerIdentity(digest="ab" * 32, path=words[0], vendor=vendor)
+    inputs = key.key_inputs(invocation, cacheable, identity=identity, environment=environment, cwd=root, root=root)
+    return CompileRequest(
+        argv=words,
+        cwd=root,
+        root=root,
+        environment=environment,
+        invocation=invocation,
+        cacheable=cacheable,
+        identity=identity,
+        inputs=inputs,
+        request_key=key.request_key(inputs),
+        include_set=None,
+    )
 
 
 def ask_frame(

@@ -5,18 +5,19 @@ is the event loop's own and is used there only.
 import asyncio
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
 from corral.compile import closure
 from corral.compile.capture import again
-from corral.compile.gathering import Compiled, gather
+from corral.compile.gathering import Compiled, Look, gather
 from corral.compile.host import local_date
 from corral.compile.model import Bypass, IncludeSet
 from corral.compile.ports import CompileRequest, FileHashes
 from corral.compile.remote.layout import CannotShip
+from corral.compile.searched import NO_VARIABLES
 
 _ASK_S: Final = 120.0
 _SEARCH: Final = ("PATH", "TMPDIR", "HOME")
@@ -25,9 +26,11 @@ _SEARCH: Final = ("PATH", "TMPDIR", "HOME")
 async def ask_closure(request: CompileRequest, hashes: FileHashes, *, now_s: float) -> IncludeSet:
     """The include set of a compile, by -M. Raises CannotShip when it fails, or its result could not be kept."""
     if request.cacheable.language in closure.UNPREPROCESSED:
-        return _gathered(request, (), hashes, now_s)
-    done = await asyncio.to_thread(_run, request, [request.argv[0], *again(request.invocation, rules="-")])
-    return _gathered(request, closure.parse_dependencies(done.decode("utf-8", "surrogateescape")), hashes, now_s)
+        return gathered(request, (), hashes.entry, now_s)
+    done = await asyncio.to_thread(run_here, request, [request.argv[0], *again(request.invocation, rules="-")])
+    return gathered(
+        request, closure.parse_dependencies(done.stdout.decode("utf-8", "surrogateescape")), hashes.entry, now_s
+    )
 
 
 async def preprocess(request: CompileRequest, hashes: FileHashes, *, now_s: float) -> tuple[bytes, bytes, IncludeSet]:
@@ -36,18 +39,18 @@ async def preprocess(request: CompileRequest, hashes: FileHashes, *, now_s: floa
     Raises CannotShip.
     """
     text, rules, names = await asyncio.to_thread(_preprocess, request)
-    return text, rules, _gathered(request, names, hashes, now_s)
+    return text, rules, gathered(request, names, hashes.entry, now_s)
 
 
 def _preprocess(request: CompileRequest) -> tuple[bytes, bytes, Sequence[str]]:
     with TemporaryDirectory(prefix="corral-cc-") as folder:
         wanted, all_rules = Path(folder, "wanted.d"), Path(folder, "all.d")
         plain = [word for word in again(request.invocation, rules=str(all_rules)) if word != "-M"]
-        text = _run(request, [request.argv[0], "-E", "-MD", *plain])
+        text = run_here(request, [request.argv[0], "-E", "-MD", *plain]).stdout
         rules = b""
         if request.invocation.dependency_file is not None:
             words = _rules_words(request, str(wanted))
-            _run(request, [request.argv[0], *words, *again(request.invocation, rules=str(wanted))[3:]])
+            run_here(request, [request.argv[0], *words, *again(request.invocation, rules=str(wanted))[3:]])
             rules = wanted.read_bytes()
         return text, rules, closure.parse_dependencies(all_rules.read_text("utf-8", "surrogateescape"))
 
@@ -61,13 +64,16 @@ def _rules_words(request: CompileRequest, path: str) -> Sequence[str]:
     return [*words, "-MP"] if rules.phony else words
 
 
-def _run(request: CompileRequest, argv: Sequence[str]) -> bytes:
+def run_here(
+    request: CompileRequest, argv: Sequence[str], variables: Mapping[str, str] = NO_VARIABLES
+) -> "subprocess.CompletedProcess[bytes]":
+    """Run the compiler of this machine in the compile's own surroundings. Blocking. Raises CannotShip when it fails."""
     search = {name: os.environ[name] for name in _SEARCH if name in os.environ}
     try:
         done = subprocess.run(
             argv,
             cwd=request.cwd,
-            env={**search, **request.environment},
+            env={**search, **request.environment, **variables},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=_ASK_S,
@@ -77,10 +83,17 @@ def _run(request: CompileRequest, argv: Sequence[str]) -> bytes:
         raise CannotShip("the preprocessor could not be run here") from error
     if done.returncode:
         raise CannotShip("the preprocessor says no; the compiler will say why")
-    return done.stdout
+    return done
 
 
-def _gathered(request: CompileRequest, names: Sequence[str], hashes: FileHashes, now_s: float) -> IncludeSet:
+def gathered(
+    request: CompileRequest,
+    names: Sequence[str],
+    look: Look,
+    now_s: float,
+    absent: Sequence[str] | None = None,
+) -> IncludeSet:
+    """The include set of a compile that reads ``names``; ``absent`` when it is known. Raises CannotShip."""
     compiled = Compiled(
         invocation=request.invocation,
         cacheable=request.cacheable,
@@ -91,8 +104,9 @@ def _gathered(request: CompileRequest, names: Sequence[str], hashes: FileHashes,
         objects=(),
         started_ns=0,
         today=local_date(now_s, request.environment.get("TZ", "")),
+        absent=absent,
     )
-    found = gather(compiled, look=hashes.entry, exists=os.path.lexists)
+    found = gather(compiled, look=look, exists=os.path.lexists)
     if isinstance(found, Bypass):
         raise CannotShip(f"{found.reason.value}: {found.detail}")
     return found

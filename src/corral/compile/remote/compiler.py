@@ -20,6 +20,7 @@ from corral.compile.remote.door import Door, Doors
 from corral.compile.remote.foresight import Foresight
 from corral.compile.remote.layout import CannotShip, lay_out, lay_out_preprocessed, move_back, outputs_by_role
 from corral.compile.remote.model import RemoteConfig, Routes, Shipment, SourceMode, WorkerRoute
+from corral.compile.remote.scanning import IncludeScanner, Reachable
 from corral.compile.remote.slots import Slots
 from corral.fleet.tokens import is_signed
 from corral.kernel.clock import Clock
@@ -34,13 +35,30 @@ _NOT_THERE: Final = "there is no result without an object"
 
 @dataclass(slots=True)
 class RemoteFigures:
-    """What was sent and done, since the start."""
+    """What was sent and done, since the start. ``repeated``: what was sent first was not all that was read."""
 
     hits: int = 0
     runs: int = 0
     retries: int = 0
+    repeated: int = 0
     uploaded_blobs: int = 0
     uploaded_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A compile that can be sent. ``rules``: made here already. ``reachable``: it was not asked what the compile reads,
+    so the answer has to confirm it.
+    """
+
+    shipment: Shipment
+    include_set: IncludeSet
+    rules: bytes = b""
+    reachable: Reachable | None = None
+
+
+class _NotSure(Exception):
+    """With the files that were sent the compiler may have done something else than it would have done here."""
 
 
 class FleetCompiler:
@@ -60,6 +78,7 @@ class FleetCompiler:
         self.slots = Slots(routes, clock, start, image=config.image, slots_max=config.slots, idle_s=config.idle_s)
         self.figures = RemoteFigures()
         self._foresight = Foresight()
+        self._scanner = IncludeScanner()
 
     def identity_of(self, program: str, here: CompilerIdentity) -> CompilerIdentity:
         """See ``ports.RemoteCompiler``."""
@@ -69,17 +88,52 @@ class FleetCompiler:
 
     async def compile(self, request: CompileRequest, hashes: FileHashes) -> CompileAnswer:
         """See ``ports.RemoteCompiler``."""
-        shipment, include_set, rules = await self._prepare(request, hashes)
-        found = [
-            (path, entry.traits)
-            for path, _ in include_set.files
-            if not path.startswith("/") and (entry := hashes.known(absolute(path, root=request.root))) is not None
-        ]
+        if self._config.source_mode is SourceMode.PREPROCESSED:
+            return await self._ask(request, await self._preprocessed(request, hashes), hashes)
+        reachable = await self._scanner.reach(request, hashes, now_s=self._clock.now_s())
+        if reachable is not None:
+            try:
+                return await self._ask(
+                    request, self._laid_out(request, reachable.include_set, hashes, reachable), hashes
+                )
+            except _NotSure:
+                self.figures.repeated += 1
+        include_set = request.include_set or await ask_closure(request, hashes, now_s=self._clock.now_s())
+        return await self._ask(request, self._laid_out(request, include_set, hashes), hashes)
+
+    async def close(self) -> None:
+        """See ``ports.RemoteCompiler``."""
+        await self.slots.close()
+        await self._doors.close()
+        with suppress(CorralError):
+            await self._routes.close()
+
+    async def _preprocessed(self, request: CompileRequest, hashes: FileHashes) -> "_Prepared":
+        text, rules, include_set = await preprocess(request, hashes, now_s=self._clock.now_s())
+        return _Prepared(lay_out_preprocessed(request, text, image=self._config.image), include_set, rules)
+
+    def _laid_out(
+        self,
+        request: CompileRequest,
+        include_set: IncludeSet,
+        hashes: FileHashes,
+        reachable: Reachable | None = None,
+    ) -> "_Prepared":
+        image = self._config.image
+        if include_set.moment:
+            # An action that is equal tomorrow would be answered with the object of today.
+            raise CannotShip("__DATE__ and __TIMESTAMP__ are another one on a worker")
+        include_set = msgspec.structs.replace(include_set, bound_to="")
+        shipment = lay_out(request, include_set, image=image, seen=hashes.known, same_file=_same_file)
+        return _Prepared(shipment, _of_project(include_set) if image else include_set, reachable=reachable)
+
+    async def _ask(self, request: CompileRequest, prepared: "_Prepared", hashes: FileHashes) -> CompileAnswer:
+        """One worker, and another one when that cannot answer."""
         attempt = 1
         while True:
             slot = await self.slots.acquire()
             try:
-                return await self._attempt(request, shipment, include_set, found, rules, slot.route)
+                return await self._attempt(request, prepared, hashes, slot.route)
             except (DependencyError, CapacityError, Unauthenticated) as error:
                 slot.failed = True
                 if isinstance(error, WorkerLost):
@@ -91,36 +145,10 @@ class FleetCompiler:
             finally:
                 self.slots.give_back(slot)
 
-    async def close(self) -> None:
-        """See ``ports.RemoteCompiler``."""
-        await self.slots.close()
-        await self._doors.close()
-        with suppress(CorralError):
-            await self._routes.close()
-
-    async def _prepare(self, request: CompileRequest, hashes: FileHashes) -> tuple[Shipment, IncludeSet, bytes]:
-        image, now_s = self._config.image, self._clock.now_s()
-        if self._config.source_mode is SourceMode.PREPROCESSED:
-            text, rules, include_set = await preprocess(request, hashes, now_s=now_s)
-            return lay_out_preprocessed(request, text, image=image), include_set, rules
-        include_set = request.include_set or await ask_closure(request, hashes, now_s=now_s)
-        if include_set.moment:
-            # An action that is equal tomorrow would be answered with the object of today.
-            raise CannotShip("__DATE__ and __TIMESTAMP__ are another one on a worker")
-        include_set = msgspec.structs.replace(include_set, bound_to="")
-        shipment = lay_out(request, include_set, image=image, seen=hashes.known, same_file=_same_file)
-        return shipment, _of_project(include_set) if image else include_set, b""
-
     async def _attempt(
-        self,
-        request: CompileRequest,
-        shipment: Shipment,
-        include_set: IncludeSet,
-        found: list[tuple[str, FileTraits]],
-        rules: bytes,
-        route: WorkerRoute,
+        self, request: CompileRequest, prepared: "_Prepared", hashes: FileHashes, route: WorkerRoute
     ) -> CompileAnswer:
-        config = self._config
+        config, shipment = self._config, prepared.shipment
         door = await self._doors.open(route, tenant=config.tenant, image=config.image, answer_s=config.answer_s)
         try:
             guess = self._foresight.guess(shipment, now_s=self._clock.monotonic_s())
@@ -131,19 +159,22 @@ class FleetCompiler:
             self.figures.uploaded_bytes += door.uploaded_bytes
         self._check_signature(shipment.action, answer, route)
         result = read_result(answer.result, HashFunction.BLAKE3)
+        if result.exit_code and prepared.reachable is not None:
+            raise _NotSure
         if result.exit_code and self.identity_of(request.argv[0], request.identity) is not request.identity:
             raise CannotShip(f"the compiler there says no{_first_line(result.stderr)}")
         files = await self._outputs(request, door, answer, result)
-        if rules:
-            files["dependencies"] = rules
+        if prepared.rules:
+            files["dependencies"] = prepared.rules
         if result.exit_code == 0 and "object" not in files:
             raise DependencyError(f"worker {route.worker_id}: {answer.message or _NOT_THERE}")
         if answer.message and result.exit_code:
             raise DependencyError(f"worker {route.worker_id}: {answer.message}")  # killed, not the compiler's own end
+        include_set = self._read(request, prepared, files)
         bound = closure.bound_to(
             request.root,
             contents=[files.get("object", b"")],
-            found=found,
+            found=_traits(request, include_set, hashes),
             invocation=request.invocation,
         )
         self.figures.hits += answer.cached
@@ -161,6 +192,19 @@ class FleetCompiler:
             execution=answer.execution,
             duration_s=answer.duration_s,
         )
+
+    def _read(self, request: CompileRequest, prepared: "_Prepared", files: dict[str, bytes]) -> IncludeSet:
+        """What the compile has read. Rules that the user did not ask for have served. Raises _NotSure."""
+        rules = files.get("dependencies", b"")
+        if request.invocation.dependency_file is None:
+            files.pop("dependencies", None)
+        if prepared.reachable is None:
+            return prepared.include_set
+        image = bool(self._config.image)
+        read = prepared.reachable.confirmed(request, rules, project_only=image)
+        if read is None:
+            raise _NotSure
+        return _of_project(read) if image else read
 
     async def _outputs(
         self, request: CompileRequest, door: Door, answer: "door_pb2.ExecuteResponse", result: ActionResult
@@ -189,6 +233,14 @@ def _told(error: CorralError, route: WorkerRoute) -> CorralError:
     if isinstance(error, Unauthenticated):
         return InvalidSpec(f"worker {route.worker_id} does not accept the scheduler's token")
     return error
+
+
+def _traits(request: CompileRequest, include_set: IncludeSet, hashes: FileHashes) -> list[tuple[str, FileTraits]]:
+    return [
+        (path, entry.traits)
+        for path, _ in include_set.files
+        if not path.startswith("/") and (entry := hashes.known(absolute(path, root=request.root))) is not None
+    ]
 
 
 def _of_project(include_set: IncludeSet) -> IncludeSet:

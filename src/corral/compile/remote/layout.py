@@ -14,6 +14,7 @@ import blake3
 from corral.actions.adapters.messages import write_action, write_command, write_directory
 from corral.actions.model import Action, ActionDirectory, ActionFile, ActionSubdirectory, Command
 from corral.compile import key
+from corral.compile.closure import UNPREPROCESSED
 from corral.compile.files import FileEntry
 from corral.compile.model import Argument, Category, Family, IncludeSet, Invocation, Language, Vendor
 from corral.compile.paths import absolute
@@ -111,7 +112,7 @@ def _shipment(
     if image and foreign:
         raise CannotShip(f"{foreign[0]} is neither of the project nor of the image")
     compiler = request.argv[0] if not image else posixpath.basename(request.argv[0])
-    rules = request.invocation.dependency_file is not None and SOURCE not in arguments
+    rules = SOURCE not in arguments and (request.invocation.dependency_file is not None or _tells(request))
     command = Command(
         arguments=(compiler, *arguments),
         environment=tuple(_environment(request)),
@@ -148,11 +149,19 @@ def _arguments(request: CompileRequest) -> list[str]:
         if argument.flag in ("-o", "-MF"):
             continue
         words += _moved(argument, root)
-    if rules is not None and any(each.flag in ("-MD", "-MMD") for each in request.invocation.arguments):
+    if _tells(request):
+        words += ["-MD", "-MF", RULES]
+    elif rules is not None and any(each.flag in ("-MD", "-MMD") for each in request.invocation.arguments):
         words += ["-MF", RULES]
         if not rules.targets:
             words += ["-MQ", request.cacheable.output]
     return [*reproducibility_flags(request), *words, "-o", OBJECT]
+
+
+def _tells(request: CompileRequest) -> bool:
+    """Whether the compiler can be asked what it read, when the user did not. It notes nothing of that in the object."""
+    asked = any(each.category is Category.DEPENDENCIES for each in request.invocation.arguments)
+    return not asked and request.invocation.dependency_file is None and request.cacheable.language not in UNPREPROCESSED
 
 
 _KEPT: Final = frozenset(
