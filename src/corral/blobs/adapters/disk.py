@@ -41,7 +41,7 @@ from corral.blobs.turns import Turns
 from corral.kernel.clock import Clock, SystemClock
 from corral.kernel.concurrency import finish
 from corral.kernel.digest import Digest
-from corral.kernel.errors import BlobCorrupt
+from corral.kernel.errors import BlobCorrupt, CorralError
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -93,6 +93,7 @@ class DiskBlobs:
             content_bytes_max=recent_bytes,
         )
         self._uses = Gathering(self._threads, self._use_together)
+        self._small_reads = Gathering(self._threads, self._begin_together)
         self._small_writes = Gathering(self._threads, SmallWrites(self._files, self._settling).write)
         self._turns: Turns[tuple[str, Digest]] = Turns()
         self._reading: Counter[str] = Counter()
@@ -160,7 +161,7 @@ class DiskBlobs:
             with disk_errors(f"reading blob {digest}"):
                 used_s = self._clock.now_s()
                 seen = self._recent.look()
-                use, piece = await self._in_thread(self._begin_read, download, path, used_s)
+                use, piece = await self._first_piece(download, path, used_s)
                 if download.exhausted and is_whole(digest, offset, length):
                     self._recent.remember((tenant, digest), use, seen, piece)
                 while piece:
@@ -266,10 +267,24 @@ class DiskBlobs:
             if not upload.closed:
                 await finish(self._in_thread(upload.discard), within_s=_CLEANUP_WITHIN_S)
 
+    async def _first_piece(self, download: Download, path: str, now_s: float) -> tuple[Use, bytes]:
+        if download.size_bytes <= SMALL_BYTES:
+            return await self._small_reads.ask((download, path, now_s))
+        return await self._in_thread(self._begin_read, download, path, now_s)
+
     def _begin_read(self, download: Download, path: str, now_s: float) -> tuple[Use, bytes]:
         status, piece = download.begin()
         used_s = self._files.touch(path, used_s=status.st_mtime, now_s=now_s)
         return Use(used_s or LONG_AGO_S, is_settled(status)), piece
+
+    def _begin_together(self, asked: list[tuple[Download, str, float]]) -> list[tuple[Use, bytes] | Exception]:
+        answers: list[tuple[Use, bytes] | Exception] = []
+        for download, path, now_s in asked:
+            try:
+                answers.append(self._begin_read(download, path, now_s))
+            except (OSError, Corrupt, CorralError) as error:
+                answers.append(error)
+        return answers
 
     def _uses_of(self, tenant: str, digests: list[Digest], policy: WritePolicy) -> list[Use | None]:
         now_s = self._clock.now_s()

@@ -186,6 +186,11 @@ class Download:
         self._lock = threading.Lock()
 
     @property
+    def size_bytes(self) -> int:
+        """Of the whole blob."""
+        return self._digest.size_bytes
+
+    @property
     def exhausted(self) -> bool:
         """Nothing is left to read."""
         return self._position >= self._end
