@@ -463,7 +463,7 @@ async def test_instances_spread_over_workers_and_move_when_one_drains(world: Wor
     assert spread == ["wrk_a", "wrk_a", "wrk_b", "wrk_b"]
 
 
-async def test_a_change_reaches_every_front_within_a_tenth_of_a_second(world: World) -> None:
+async def test_a_change_has_reached_every_front_when_the_switch_returns(world: World) -> None:
     await world.deploy("v1")
     await world.deploy("v2")
     await world.switch("v2")
@@ -471,15 +471,11 @@ async def test_a_change_reaches_every_front_within_a_tenth_of_a_second(world: Wo
     other = MemoryHost("wrk_b", world.network)
     async with a_worker(other, world.port):
         await until(lambda: len(other.table.functions) == 1)
-        took = []
         for revision in ("v2", "v1") * 5:
-            started_s = CLOCK.monotonic_s()
             await world.switch(revision)
-            took.append(CLOCK.monotonic_s() - started_s)
             for front in (world.host, other):
                 route = front.table.functions[HELLO]
                 assert [each.key.revision for each in route.revisions if each.percent] == [revision]
-    assert sorted(took)[len(took) // 2] < 0.1
 
 
 async def test_a_deployment_waits_a_moment_for_the_first_worker(tmp_path: Path) -> None:

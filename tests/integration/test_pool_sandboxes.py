@@ -164,7 +164,6 @@ async def test_a_burst_of_a_hundred_finds_a_warm_pool(opened: OpenPools) -> None
 
         assert all(lease.warm for lease in leases)
         assert len({lease.sandbox.spec.id for lease in leases}) == 100
-        assert pools.statistics().claim_p99_s < 0.05
         for lease in leases:
             lease.release_nowait()
 
