@@ -33,30 +33,40 @@ def _actions(count: int, salt: str) -> list[BuiltAction]:
     return [build_action(_TRUE, salt=f"{salt}{number}".encode()) for number in range(count)]
 
 
-def _digest(action: BuiltAction) -> pb.Digest:
+def digest_of(action: BuiltAction) -> pb.Digest:
+    """Of the action, as the protocol writes it."""
     return pb.Digest(hash=action.digest.hash, size_bytes=action.digest.size_bytes)
 
 
-async def _upload(channel: grpc.aio.Channel, actions: Sequence[BuiltAction]) -> None:
+async def upload(
+    channel: grpc.aio.Channel,
+    actions: Sequence[BuiltAction],
+    *,
+    tenant: str = "",
+    metadata: Sequence[tuple[str, str]] = (),
+) -> None:
+    """Store all that the actions consist of."""
     store = ContentAddressableStorageStub(channel)
     blobs = {digest: data for action in actions for digest, data in action.blobs.items() if data}
     wanted = list(blobs.items())
     for start in range(0, len(wanted), _BATCH):
         request = pb.BatchUpdateBlobsRequest(
+            instance_name=tenant,
             requests=[
                 pb.BatchUpdateBlobsRequest.Request(
                     digest=pb.Digest(hash=digest.hash, size_bytes=digest.size_bytes), data=data
                 )
                 for digest, data in wanted[start : start + _BATCH]
-            ]
+            ],
         )
-        answer = await store.BatchUpdateBlobs(request)
+        answer = await store.BatchUpdateBlobs(request, metadata=tuple(metadata))
         if any(each.status.code for each in answer.responses):
             raise RuntimeError("a blob was not stored")
 
 
-async def _execute(stub: ExecutionStub, action: BuiltAction) -> None:
-    call: Any = stub.Execute(pb.ExecuteRequest(action_digest=_digest(action)))  # the stubs know only the other API
+async def execute(stub: ExecutionStub, action: BuiltAction) -> None:
+    """Have it carried out. Raises RuntimeError when it fails or was cached."""
+    call: Any = stub.Execute(pb.ExecuteRequest(action_digest=digest_of(action)))  # the stubs know only the other API
     updates = [update async for update in call]
     answer = pb.ExecuteResponse()
     if not updates[-1].response.Unpack(answer) or answer.status.code or answer.cached_result:
@@ -67,17 +77,17 @@ async def _measure(address: str) -> tuple[list[float], float]:
     async with grpc.aio.insecure_channel(address) as channel:
         stub = ExecutionStub(channel)
         serial, together = _actions(_WARM_UP + _SERIAL, "serial"), _actions(_TOGETHER, "together")
-        await _upload(channel, [*serial, *together])
+        await upload(channel, [*serial, *together])
         took: list[float] = []
         for action in serial:
             began_s = time.perf_counter()
-            await _execute(stub, action)
+            await execute(stub, action)
             took.append(time.perf_counter() - began_s)
         waiting = iter(together)
 
         async def one_after_another() -> None:
             for action in waiting:
-                await _execute(stub, action)
+                await execute(stub, action)
 
         began_s = time.perf_counter()
         async with asyncio.TaskGroup() as group:
