@@ -3,8 +3,6 @@
 Scheduler and compile daemon are the processes that users run; between them and the workers all is real: routes, tokens,
 pinned TLS, uploads, action cache, audit rows. What is not: sandbox and compiler (``simulated_workers``), and make with
 its wrappers, whose part of the conversation with the daemon is spoken from here.
-
-The build is one of known sources: what they read is in the daemon's store from an earlier build, their results are not.
 """
 
 import asyncio
@@ -21,23 +19,16 @@ from typing import Final
 import httpx
 import psutil
 import uvloop
-from blake3 import blake3
 
 from bench.report import Row
 from bench.simulated_workers import COMPILE_S, MADE, fork_workers
 from corral.compile import frames
-from corral.compile.identity import Identities
-from corral.compile.key import result_key
-from corral.compile.limits import CompileConfig
-from corral.compile.model import IncludeSet, Result
-from corral.compile.plan import Plan
 from corral.compile.rendezvous import SOCKET, TOKEN
-from corral.compile.store import ResultStore
 from corral.testing.compiles import Compiles, aged, ask_frame, compiles
 from corral.testing.processes import CorralProcess
 
-WORKERS: Final = int(os.environ.get("CORRAL_BENCH_WORKERS", "64"))
-FILES: Final = int(os.environ.get("CORRAL_BENCH_FILES", "5000"))
+_SCALES: Final = ((64, 5000), (16, 1250))
+"""Workers and files. The second has the same ideal time, and asks a quarter of the processors for each second."""
 _BOUND: Final = 1.15
 _WARM: Final = 4
 
@@ -74,27 +65,6 @@ def _project(folder: Path, count: int) -> Sequence[_Source]:
         made.append(_Source(words, folder / f"f{number}.o"))
     aged(*folder.glob("*.[ch]"))
     return made
-
-
-def _remember(store: ResultStore, project: Path, compiler: str, sources: Sequence[_Source], environment: str) -> None:
-    """What an earlier build has left whose results were cleaned away: the names and hashes of what was read."""
-    header = blake3((project / "x.h").read_bytes()).hexdigest()
-    identity = None
-    for source in sources:
-        plan = Plan(_ask(project, compiler, source, environment), str(project))
-        identity = identity or Identities.probe(plan.question)[0]
-        plan.identify(identity, identity)
-        name = plan.cacheable.source
-        files = ((name, blake3((project / name).read_bytes()).hexdigest()), ("x.h", header))
-        included = IncludeSet(files=files)
-        store.put(plan.request_key, result_key(plan.request_key, included), included, Result(files=()), {})
-    for shelf in (store.directory / "v1" / "results").iterdir():
-        shutil.rmtree(shelf)
-
-
-def _ask(project: Path, compiler: str, source: _Source, environment: str) -> frames.Ask:
-    frame = _frame(project, compiler, source, environment, bytes(frames.TOKEN_BYTES))[4:]
-    return frames.read_ask(frames.read_head(frame), frame)
 
 
 def _frame(project: Path, compiler: str, source: _Source, environment: str, token: bytes) -> bytes:
@@ -145,7 +115,11 @@ class _Build:
 
 
 def measure() -> Sequence[Row]:
-    """One build, and where the processor time went."""
+    """A build of each scale, and where the processor time went."""
+    return [row for workers, files in _SCALES for row in _build(workers, files)]
+
+
+def _build(count: int, files: int) -> Sequence[Row]:
     with tempfile.TemporaryDirectory(prefix="corral-bench-") as work:
         home = Path(work, "scheduler")
         scheduler = CorralProcess(
@@ -154,20 +128,20 @@ def measure() -> Sequence[Row]:
         workers: list[int] = []
         try:
             scheduler.start()
-            workers = fork_workers(WORKERS, scheduler.grpc, Path(work))
-            took_s, spent = _measure(scheduler, workers, Path(work))
+            workers = fork_workers(count, scheduler.grpc, Path(work))
+            took_s, spent = _measure(scheduler, workers, Path(work), files)
         finally:
             for child in workers:
                 os.kill(child, signal.SIGKILL)
                 os.waitpid(child, 0)
             scheduler.stop()
-    ideal_s = FILES * COMPILE_S / WORKERS
+    ideal_s = files * COMPILE_S / count
     cores = os.cpu_count() or 1
     spent_s = sum(spent.values())
-    parts = ", ".join(f"{who} {each_s / FILES * 1000:.2f}" for who, each_s in spent.items())
+    parts = ", ".join(f"{who} {each_s / files * 1000:.2f}" for who, each_s in spent.items())
     return [
         Row(
-            what=f"{FILES} compiles of 100 ms on {WORKERS} workers",
+            what=f"{files} compiles of 100 ms on {count} workers ({files / took_s:.0f}/s)",
             ours=f"{took_s:.2f} s",
             against=f"ideal {ideal_s:.2f} s",
             ratio=f"{took_s / ideal_s:.2f} ×",
@@ -176,8 +150,8 @@ def measure() -> Sequence[Row]:
         ),
         Row(
             what=f"the same: processor time of one compile, in ms: {parts}",
-            ours=f"{spent_s / FILES * 1000:.2f} ms",
-            against=f"what {cores} cores have in the ideal time {ideal_s * cores / FILES * 1000:.2f} ms",
+            ours=f"{spent_s / files * 1000:.2f} ms",
+            against=f"what {cores} cores have in the ideal time {ideal_s * cores / files * 1000:.2f} ms",
             ratio=f"{spent_s / ideal_s / cores:.2f} ×",
             bound="",
             ok=None,
@@ -185,39 +159,39 @@ def measure() -> Sequence[Row]:
     ]
 
 
-def _measure(scheduler: CorralProcess, workers: list[int], work: Path) -> tuple[float, dict[str, float]]:
+def _measure(scheduler: CorralProcess, workers: list[int], work: Path, files: int) -> tuple[float, dict[str, float]]:
     project = work / "project"
     project.mkdir()
     compiler = os.path.realpath(shutil.which("gcc") or "/usr/bin/gcc")
-    sources = _project(project, FILES + WORKERS * _WARM)
+    count = len(workers)
+    sources = _project(project, files + count * _WARM)
     settings = {
         "CORRAL_COMPILE__REMOTE__SCHEDULER": scheduler.url,
-        "CORRAL_COMPILE__REMOTE__SLOTS": str(min(256, WORKERS)),
+        "CORRAL_COMPILE__REMOTE__SLOTS": str(min(256, count)),
     }
     with compiles(settings) as ours:
         environment = f"PATH={ours.environment['PATH']}"
-        _remember(ResultStore(ours.store, CompileConfig()), project, compiler, sources, environment)
-        _wait_for_workers(scheduler.url)
+        _wait_for_workers(scheduler.url, count)
         ours.run("gcc", "--version", cwd=project)
         processor = _Processor([scheduler.process.pid], [ours.daemon], workers)
         build = _Build(ours, project, compiler, environment)
         before: list[dict[str, float]] = []
 
         async def whole() -> float:
-            await build.run(sources[FILES:], WORKERS * 2, warm=True)  # connections, certificates, libraries
+            await build.run(sources[files:], count * 2, warm=True)  # connections, certificates, libraries
             before.append(processor.spent_s())
-            return await build.run(sources[:FILES], WORKERS * 2)
+            return await build.run(sources[:files], count * 2)
 
         took_s = uvloop.run(whole())
         spent = {who: each_s - before[0][who] for who, each_s in processor.spent_s().items()}
         return took_s, spent
 
 
-def _wait_for_workers(url: str) -> None:
+def _wait_for_workers(url: str, count: int) -> None:
     until_s = time.monotonic() + 120
     while time.monotonic() < until_s:
         listed = httpx.get(f"{url}/api/v1/workers", timeout=30).json()["workers"]
-        if sum(each["state"] == "ready" for each in listed) >= WORKERS:
+        if sum(each["state"] == "ready" for each in listed) >= count:
             return
         time.sleep(0.5)
     raise RuntimeError("not all workers came")

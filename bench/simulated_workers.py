@@ -25,7 +25,7 @@ from corral.actions.model import ActionResult, Ended, OutputFile, Performed
 from corral.app.own_certificate import CERTIFICATE, KEY, make
 from corral.blobs.adapters.memory import MemoryBlobs
 from corral.blobs.content import read_bytes, write_bytes
-from corral.compile.remote.model import OBJECT
+from corral.compile.remote.model import OBJECT, RULES
 from corral.doors.worker.config import WorkerDoorConfig
 from corral.doors.worker.entrance import Entrance
 from corral.doors.worker.servicer import DoorServicer, DoorServices
@@ -47,7 +47,7 @@ _BYTES_MAX: Final = 64 * 1024**2
 
 
 class _Sleeper:
-    """A compiler that sleeps."""
+    """A compiler that sleeps, and says that it has read all its inputs."""
 
     def __init__(self, blobs: MemoryBlobs) -> None:
         self._blobs = blobs
@@ -57,21 +57,19 @@ class _Sleeper:
     ) -> Performed:
         """Look at all inputs, sleep, leave an object."""
         action = read_action(await read_bytes(self._blobs, tenant, digest, bytes_max=_BYTES_MAX), digest.function)
-        missing = await self._missing(tenant, action.input_root)
-        if missing:
+        data = await read_bytes(self._blobs, tenant, action.input_root, bytes_max=_BYTES_MAX)
+        inputs = read_directory(data, digest.function).files
+        if missing := await self._blobs.find_missing(tenant, [each.digest for each in inputs]):
             raise MissingBlobs(missing)
         await asyncio.sleep(COMPILE_S)
-        stored = await write_bytes(self._blobs, tenant, MADE)
-        result = ActionResult(files=(OutputFile(OBJECT, stored),))
-        return Performed(result=result, ended=Ended.EXITED, named=(stored,))
+        rules = f"{OBJECT}: {' '.join(each.name for each in inputs)}\n".encode()
+        made = [OutputFile(name, await write_bytes(self._blobs, tenant, data)) for name, data in _outputs(rules)]
+        result = ActionResult(files=tuple(made))
+        return Performed(result=result, ended=Ended.EXITED, named=tuple(each.digest for each in made))
 
-    async def _missing(self, tenant: str, directory: Digest) -> list[Digest]:
-        data = await read_bytes(self._blobs, tenant, directory, bytes_max=_BYTES_MAX)
-        listing = read_directory(data, directory.function)
-        missing = [*await self._blobs.find_missing(tenant, [each.digest for each in listing.files])]
-        for each in listing.directories:
-            missing += await self._missing(tenant, each.digest)
-        return missing
+
+def _outputs(rules: bytes) -> Sequence[tuple[str, bytes]]:
+    return (OBJECT, MADE), (RULES, rules)
 
 
 class _Told(SchedulerResults):
