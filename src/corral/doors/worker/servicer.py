@@ -17,6 +17,7 @@ from corral.actions.adapters.messages import blobs_of_result, read_result, write
 from corral.actions.errors import MissingBlobs
 from corral.actions.model import Performed, StoredResult
 from corral.blobs.content import read_bytes, write_bytes
+from corral.blobs.parallel import run_all
 from corral.blobs.ports import BlobStore
 from corral.doors.worker.config import WorkerDoorConfig
 from corral.doors.worker.entrance import Entrance
@@ -29,6 +30,8 @@ from corral.wire.v1 import door_pb2, door_pb2_grpc
 
 _PIECE: Final = 256 * 1024
 _DIGESTS_MAX: Final = 100_000
+_AT_ONCE: Final = 16
+"""Blobs of one call that are written at the same time: what comes together is one step on the disk."""
 _UNTOLD_MAX: Final = 1000
 _TOLD_TOGETHER: Final = 256
 _TELL_EVERY_S: Final = 0.5
@@ -194,8 +197,7 @@ class DoorServicer(door_pb2_grpc.DoorServicer):
             cached = await self._cached(request.tenant, action, request.inline_bytes)
             if cached.found:
                 return cached
-        for blob in request.blobs:
-            await write_bytes(services.blobs, request.tenant, blob)
+        await run_all((self._keep(request.tenant, blob) for blob in request.blobs), at_once=_AT_ONCE)
         chain = request.toolchain
         if request.HasField("toolchain"):
             files = list(zip(chain.paths, chain.hashes, strict=False))
@@ -213,6 +215,9 @@ class DoorServicer(door_pb2_grpc.DoorServicer):
             ) from None
         finally:
             self.busy -= 1
+
+    async def _keep(self, tenant: str, blob: bytes) -> None:
+        await write_bytes(self._services.blobs, tenant, blob)
 
     async def Fetch(self, request: door_pb2.FetchRequest, context: Context) -> AsyncIterator[door_pb2.FetchResponse]:
         await self._services.entrance.admit(context, tenant=request.tenant, image=request.image)
