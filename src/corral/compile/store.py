@@ -1,7 +1,7 @@
 """The results on this machine's disk.
 
-Layout below the store's directory, all of it under ``v1``: ``sets/ab/<request key>``, ``results/ab/<result key>``,
-``objects/ab/<digest>`` (only without compression) and ``new/`` for what is being written. A file appears by rename;
+Layout below the store's directory, all of it under ``v1``: ``sets/a/<request key>``, ``results/a/<result key>``,
+``objects/a/<digest>`` (only without compression) and ``new/`` for what is being written. A file appears by rename;
 its hash is checked whenever it is read. Last use is the file's modification time.
 
 Everything here is blocking and quick; :meth:`ResultStore.put`, :meth:`clean` and :meth:`scan` belong into a thread.
@@ -249,7 +249,8 @@ class ResultStore:
     # Files
 
     def _path(self, section: str, key: str) -> str:
-        return f"{self._base}/{section}/{key[:2]}/{key}"
+        # Few folders: in a new store, making one costs more than writing a result into it.
+        return f"{self._base}/{section}/{key[0]}/{key}"
 
     def _read(self, section: str, key: str, *, at_most: int | None, now_s: float | None) -> bytes | None:
         path = self._path(section, key)

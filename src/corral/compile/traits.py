@@ -7,18 +7,20 @@ from corral.compile.model import PLAIN_FILE, FileTraits
 
 _ASKS: Final = re.compile(rb"__has_(?:include|include_next|embed)\s*\(\s*([<\"]?)([^>\")\n]*)")
 _NAMES_ITSELF: Final = (b"__FILE__", b"__BASE_FILE__", b"__builtin_FILE", b"source_location", b"__FILE_NAME__")
-_EMBEDS: Final = re.compile(rb"(?:^|[^#\w.])\s*\.(?:incbin|include)\b|^[ \t]*#[ \t]*embed\b", re.MULTILINE)
+_ASSEMBLED: Final = re.compile(rb"(?<![#\w.])\.(?:incbin|include)\b")
+_EMBED: Final = re.compile(rb"^[ \t]*#[ \t]*embed\b", re.MULTILINE)
 
 
 def traits(content: bytes) -> FileTraits:
     """What the text of a file says that its hash alone does not."""
     has_include = b"__has_" in content and (b"__has_include" in content or b"__has_embed" in content)
-    dotted = b".inc" in content or b"embed" in content
+    embeds = (b".inc" in content and _ASSEMBLED.search(content) is not None) or (
+        b"embed" in content and _EMBED.search(content) is not None
+    )
     names_itself = any(name in content for name in _NAMES_ITSELF)
     date, time, timestamp = (name in content for name in (b"__DATE__", b"__TIME__", b"__TIMESTAMP__"))
-    if not (has_include or dotted or names_itself or date or time or timestamp):
+    if not (has_include or embeds or names_itself or date or time or timestamp):
         return PLAIN_FILE
-    embeds = dotted and _EMBEDS.search(content) is not None
     return FileTraits(
         date=date,
         time=time,
