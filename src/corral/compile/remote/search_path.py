@@ -21,8 +21,13 @@ _LEFT_OUT: Final = frozenset(
         Category.FORCED_INCLUDE,
         Category.DEPENDENCIES,
         Category.WARNING,
+        Category.OPTIMIZE,
+        Category.DEBUG,
+        Category.PATH_MAP,
+        Category.LINKER,
     }
 )
+"""What no search path depends on, and may be another one for each source."""
 _QUOTES: Final = '#include "..." search starts here:'
 _BRACKETS: Final = "#include <...> search starts here:"
 _END: Final = "End of search list."
