@@ -52,9 +52,11 @@ def test_sources_that_are_compiled_alike_share_one_search_path() -> None:
     assert one == ("-std=c11", "-Iinc", "-isystem", "sys")
 
 
-def test_a_file_that_comes_or_goes_is_noticed_and_a_directory_is_none(tmp_path: Path) -> None:
+@pytest.mark.parametrize("others", [0, 100])
+def test_a_file_that_comes_or_goes_is_noticed_and_a_directory_is_none(others: int, tmp_path: Path) -> None:
     listings, now_ns = Listings(), 10**19  # long after all that is written here
-    (tmp_path / "there.h").touch()
+    for name in ("there.h", *(f"{number}.o" for number in range(others))):  # with so many it is not listed again
+        (tmp_path / name).touch()
     (tmp_path / "folder").mkdir()
     names = ("there.h", "folder", "gone.h", "later/x.h")
 

@@ -1,41 +1,82 @@
-"""Which files directories hold: listed once, and again when a directory was touched. Blocks, and briefly."""
+"""Which files lie in directories: looked up once, and again when a directory was touched. Blocks, and briefly.
+
+A build often writes into the directory that it reads from. So one that was touched is listed again only where that is
+less work than to look up again what was asked.
+"""
 
 import os
+from stat import S_ISDIR
 from typing import Final
 
 from corral.compile.files import Signature, signature_of
 
 _TRUSTED_AFTER_NS: Final = 100_000_000
 """A directory that changed later than so long ago may change again within one tick of its clock."""
+_LISTED_AT_MOST: Final = 4
+"""Times as many names as were asked for: to list more takes longer than to ask."""
 
 
-class _Listing:
-    """One directory. ``answers`` are those that were given, by name."""
+class _Directory:
+    """What is known of one. ``names`` of its files, None when they were not listed; ``answers`` that were given."""
 
-    __slots__ = ("answers", "names", "signature")
+    __slots__ = ("answers", "names", "path", "signature", "size")
 
-    def __init__(self) -> None:
+    def __init__(self, path: str) -> None:
+        self.path = path
         self.signature: Signature | None = None
-        self.names: frozenset[str] = frozenset()
+        self.names: frozenset[str] | None = None
+        self.size = 0
         self.answers: dict[str, bool] = {}
+
+    def look(self, now_ns: int) -> bool:
+        """Look again, if it was touched; True when no answer is another one now."""
+        try:
+            found = os.stat(self.path)
+            signature = signature_of(found)
+            if signature == self.signature:
+                return True
+            trusted = max(found.st_mtime_ns, found.st_ctime_ns) < now_ns - _TRUSTED_AFTER_NS
+            self.signature = signature if trusted else None
+            self.names = self._listed()
+        except OSError:  # there is none, or nobody may look into it
+            self.signature, self.names = None, frozenset()
+        return all(self._holds(name) is answer for name, answer in self.answers.items())
+
+    def holds(self, name: str) -> bool:
+        """Whether there is a file of this name."""
+        answer = self.answers.get(name)
+        if answer is None:
+            answer = self.answers[name] = self._holds(name)
+        return answer
+
+    def _holds(self, name: str) -> bool:
+        if self.names is not None:
+            return name in self.names
+        try:
+            return not S_ISDIR(os.stat(f"{self.path}/{name}").st_mode)
+        except OSError:
+            return False
+
+    def _listed(self) -> frozenset[str] | None:
+        if self.answers and self.size > _LISTED_AT_MOST * len(self.answers):
+            return None
+        with os.scandir(self.path) as entries:
+            names = frozenset(entry.name for entry in entries if not entry.is_dir())
+        self.size = len(names)
+        return names
 
 
 class Listings:
     """See the module. ``refresh`` before a row of questions; between two of them nothing is looked at twice."""
 
     def __init__(self) -> None:
-        self._known: dict[str, _Listing] = {}
+        self._known: dict[str, _Directory] = {}
         self._now_ns = 0
 
     def refresh(self, now_ns: int) -> bool:
         """Look at all directories that were asked about; True when no answer would be another one at ``now_ns``."""
         self._now_ns = now_ns
-        same = True
-        for directory, listing in self._known.items():
-            names = _looked_at(directory, listing, now_ns)
-            if names is not None:
-                listing.names = names
-                same = same and all((name in names) is answer for name, answer in listing.answers.items())
+        same = all([directory.look(now_ns) for directory in self._known.values()])
         if not same:
             self._known.clear()
         return same
@@ -43,26 +84,8 @@ class Listings:
     def holds(self, path: str) -> bool:
         """Whether there is a file, of any kind but a directory, at this absolute path."""
         directory, _, name = path.rpartition("/")
-        listing = self._known.get(directory)
-        if listing is None:
-            listing = self._known[directory] = _Listing()
-            listing.names = _looked_at(directory, listing, self._now_ns) or frozenset()
-        answer = listing.answers[name] = name in listing.names
-        return answer
-
-
-def _looked_at(directory: str, listing: _Listing, now_ns: int) -> frozenset[str] | None:
-    """The names of files; None when they are the known ones."""
-    try:
-        found = os.stat(directory)
-        signature = signature_of(found)
-        if signature == listing.signature:
-            return None
-        with os.scandir(directory) as entries:
-            names = frozenset(entry.name for entry in entries if not entry.is_dir())
-    except OSError:  # there is none, or nobody may look into it
-        listing.signature = None
-        return frozenset()
-    trusted = max(found.st_mtime_ns, found.st_ctime_ns) < now_ns - _TRUSTED_AFTER_NS
-    listing.signature = signature if trusted else None
-    return names
+        known = self._known.get(directory)
+        if known is None:
+            known = self._known[directory] = _Directory(directory)
+            known.look(self._now_ns)
+        return known.holds(name)
