@@ -26,6 +26,7 @@ _MIB = 1024**2
 _STREAM = 16 * _MIB
 _PIECE = _MIB
 _QUESTIONS, _BATCHES, _STREAMS = 400, 80, 16
+_NAMES = 100  # in one question
 _HITS, IN_FLIGHT = 4000, 16
 _RSS_BOUND = 150 * _MIB
 _chance = random.Random(20)
@@ -49,22 +50,34 @@ class _Calls:
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._cas = ContentAddressableStorageStub(channel)
         self._stream = ByteStreamStub(channel)
-        self._question = reapi.FindMissingBlobsRequest()
+        self._stored: list[reapi.Digest] = []
+        self._absent = [_wire(_chance.randbytes(20)) for _ in range(_NAMES)]
         self._written: list[reapi.Digest] = []
 
     async def prepare(self) -> None:
-        """Half of what will be asked for is stored."""
-        stored = _batch(50, 1000)
+        """Store what will be asked for."""
+        stored = _batch(_NAMES, 1000)
         await self._cas.BatchUpdateBlobs(stored)
-        self._question.blob_digests.extend(each.digest for each in stored.requests)
-        self._question.blob_digests.extend(_wire(_chance.randbytes(20)) for _ in range(50))
+        self._stored = [each.digest for each in stored.requests]
 
     async def question(self) -> float:
-        """FindMissingBlobs for 100 digests."""
+        """FindMissingBlobs for 100 digests, half of which are stored."""
+        return await self._ask(self._stored[: _NAMES // 2] + self._absent[: _NAMES // 2], missing=_NAMES // 2)
+
+    async def question_of_stored(self) -> float:
+        """The same, all stored."""
+        return await self._ask(self._stored, missing=0)
+
+    async def question_of_absent(self) -> float:
+        """The same, none stored."""
+        return await self._ask(self._absent, missing=_NAMES)
+
+    async def _ask(self, digests: list[reapi.Digest], *, missing: int) -> float:
+        request = reapi.FindMissingBlobsRequest(blob_digests=digests)
         begun = time.perf_counter()
-        answer = await self._cas.FindMissingBlobs(self._question)
+        answer = await self._cas.FindMissingBlobs(request)
         took = time.perf_counter() - begun
-        assert len(answer.missing_blob_digests) == 50
+        assert len(answer.missing_blob_digests) == missing
         return took
 
     async def batch(self) -> float:
@@ -166,7 +179,13 @@ async def _all(*addresses: str) -> list[list[float]]:
         for server in servers:
             await server.prepare()
         medians: list[list[float]] = [[] for _ in servers]
-        for call, count in ((_Calls.question, _QUESTIONS), (_Calls.batch, _BATCHES)):
+        counts = {
+            _Calls.question: _QUESTIONS,
+            _Calls.question_of_stored: _QUESTIONS,
+            _Calls.question_of_absent: _QUESTIONS,
+            _Calls.batch: _BATCHES,
+        }
+        for call, count in counts.items():
             took: list[list[float]] = [[] for _ in servers]
             for _ in range(count):
                 for server, own in zip(servers, took, strict=True):
@@ -203,7 +222,14 @@ def measure() -> list[Row]:
         rss = psutil.Process(corral.process.pid).memory_info().rss
     bare_s = min(_bare_hits() for _ in range(3))
     rows.append(at_most(f"action cache hit, {IN_FLIGHT} in flight", hit_s, "bare grpc.aio", bare_s, times=1 / 0.9))
-    names = ("FindMissingBlobs × 100", "batch update 20 × 4 KiB", "stream write 16 MiB", "stream read 16 MiB")
+    names = (
+        "FindMissingBlobs × 100, half of them stored",
+        "FindMissingBlobs × 100, all stored",
+        "FindMissingBlobs × 100, none stored",
+        "batch update 20 × 4 KiB",
+        "stream write 16 MiB",
+        "stream read 16 MiB",
+    )
     rows += [at_most(name, mine, "casd", its) for name, mine, its in zip(names, ours, theirs, strict=False)]
     rows.append(
         Row(

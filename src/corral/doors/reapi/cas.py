@@ -11,6 +11,7 @@ from corral.doors.reapi.chunks import splice, split
 from corral.doors.reapi.entrance import READ_BLOBS, WRITE_BLOBS, Entrance
 from corral.doors.reapi.failures import no_blob, status_message
 from corral.doors.reapi.names import digests_of, function_of, is_empty
+from corral.doors.reapi.questions import Question
 from corral.doors.reapi.services import Services
 from corral.doors.reapi.trees import pages
 from corral.kernel.digest import Digest
@@ -30,18 +31,14 @@ class CasServicer(reapi_grpc.ContentAddressableStorageServicer):
         self._blobs: BlobStore = services.blobs
         self._config = services.config
 
-    async def FindMissingBlobs(
-        self, request: reapi.FindMissingBlobsRequest, context: Context
-    ) -> reapi.FindMissingBlobsResponse:
-        tenant = self._entrance.tenant(context, request.instance_name, READ_BLOBS)
-        function = function_of(request.digest_function)
-        self._check_count(len(request.blob_digests), "blob_digests")
-        messages = list(request.blob_digests)  # once: each look at one makes a new object of it
-        asked = digests_of(messages, function, "blob_digests")
+    async def FindMissingBlobs(self, request: bytes, context: Context) -> bytes:  # type: ignore[override]  # as bytes
+        question = Question.read(request)
+        tenant = self._entrance.tenant(context, question.instance, READ_BLOBS)
+        function = function_of(question.function)
+        self._check_count(len(question.encoded), "blob_digests")
+        asked = question.digests(function)
         stored = [digest for digest in asked if digest.size_bytes or not is_empty(digest)]
-        missing = await self._blobs.find_missing(tenant, stored)
-        told = {digest: message for digest, message in zip(asked, messages, strict=True) if digest in missing}
-        return reapi.FindMissingBlobsResponse(missing_blob_digests=told.values())
+        return question.answer(asked, await self._blobs.find_missing(tenant, stored))
 
     async def BatchUpdateBlobs(
         self, request: reapi.BatchUpdateBlobsRequest, context: Context

@@ -27,6 +27,7 @@ from corral.wire.reapi import remote_execution_pb2_grpc as reapi_grpc
 from corral.wire.transport import WireLimits, is_loopback
 
 _ACTION_CACHE: Final = "build.bazel.remote.execution.v2.ActionCache"
+_CONTENT: Final = "build.bazel.remote.execution.v2.ContentAddressableStorage"
 _DESCRIBED: Final = (reapi.DESCRIPTOR, bytestream_pb2.DESCRIPTOR, operations_pb2.DESCRIPTOR)
 SERVICES: Final = tuple(service.full_name for file in _DESCRIBED for service in file.services_by_name.values())
 """The names of what is served."""
@@ -100,7 +101,7 @@ def _contents(services: Services, entrance: Entrance, uploads: Uploads) -> list[
     results = ActionCacheServicer(entrance, services, inliner)
     return [
         lambda server: _add_action_cache(results, server),
-        lambda server: reapi_grpc.add_ContentAddressableStorageServicer_to_server(cas, server),
+        lambda server: _add_content(cas, server),
         lambda server: bytestream_grpc.add_ByteStreamServicer_to_server(streams, server),
         lambda server: reapi_grpc.add_CapabilitiesServicer_to_server(capabilities, server),
         lambda server: add_health(server, SERVICES),
@@ -116,6 +117,13 @@ def _executions(services: Services, actions: Actions, admission: Admission) -> l
         lambda server: reapi_grpc.add_ExecutionServicer_to_server(execution, server),
         lambda server: operations_grpc.add_OperationsServicer_to_server(running, server),
     ]
+
+
+def _add_content(servicer: CasServicer, server: grpc.aio.Server) -> None:
+    """The question by hand, because it comes and goes as bytes. Whoever is added first serves a method."""
+    handlers = {"FindMissingBlobs": grpc.unary_unary_rpc_method_handler(servicer.FindMissingBlobs)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_CONTENT, handlers),))
+    reapi_grpc.add_ContentAddressableStorageServicer_to_server(servicer, server)
 
 
 def _add_action_cache(servicer: ActionCacheServicer, server: grpc.aio.Server) -> None:
