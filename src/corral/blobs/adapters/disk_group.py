@@ -1,8 +1,8 @@
 """What many ask of the disk at the same time is done together, in one thread (for writes: group commit).
 
-While one batch is on the disk the next one gathers. In a batch of writes every file is synced, then every name is
-published, then every folder is synced; after the first sync of each kind the journal has most of the others' work done.
-What is written back is not synced here at all.
+What is asked in one turn of the event loop is one batch; while it is on the disk the next one gathers. In a batch of
+writes every file is synced, then every name is published, then every folder is synced; after the first sync of each
+kind the journal has most of the others' work done. What is written back is not synced here at all.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from corral.blobs.adapters.disk_settling import Settling
 from corral.blobs.adapters.disk_transfer import Upload
 from corral.blobs.content import check_content
 from corral.blobs.model import WritePolicy
-from corral.kernel.errors import QuotaExceeded
+from corral.kernel.errors import QuotaExceeded, StoreUnavailable
 
 Asked = TypeVar("Asked")
 Answer = TypeVar("Answer")
@@ -40,21 +40,29 @@ class Gathering(Generic[Asked, Answer]):
         self._busy = False
 
     async def ask(self, asked: Asked) -> Answer:
-        """Cancellation: safe; what was asked may be done all the same."""
-        done: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        """Raises StoreUnavailable when the threads are gone. Cancellation: safe; what was asked may yet be done."""
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[Answer] = loop.create_future()
         self._waiting.append((asked, done))
         if not self._busy:
-            self._start()
+            self._busy = True
+            loop.call_soon(self._start)
         return await done
 
     def _start(self) -> None:
-        batch = [waiting for waiting in self._waiting[:_BATCH] if not waiting[1].cancelled()]
-        del self._waiting[:_BATCH]
+        batch: list[tuple[Asked, asyncio.Future[Answer]]] = []
+        while self._waiting and not batch:
+            batch = [waiting for waiting in self._waiting[:_BATCH] if not waiting[1].cancelled()]
+            del self._waiting[:_BATCH]
         self._busy = bool(batch)
         if not batch:
             return
         loop = asyncio.get_running_loop()
-        on_disk = self._threads.submit(self._step, [asked for asked, _done in batch])
+        try:
+            on_disk = self._threads.submit(self._step, [asked for asked, _done in batch])
+        except RuntimeError:
+            self._refuse(batch)
+            return
         waiters = [done for _asked, done in batch]
 
         def tell(ended: "Future[list[Answer | Exception]]") -> None:
@@ -62,6 +70,13 @@ class Gathering(Generic[Asked, Answer]):
                 loop.call_soon_threadsafe(self._ended, waiters, ended)
 
         on_disk.add_done_callback(tell)
+
+    def _refuse(self, batch: list[tuple[Asked, asyncio.Future[Answer]]]) -> None:
+        for _asked, done in (*batch, *self._waiting):
+            if not done.done():
+                done.set_exception(StoreUnavailable("the store is closed"))
+        self._waiting.clear()
+        self._busy = False
 
     def _ended(self, waiters: "list[asyncio.Future[Answer]]", ended: "Future[list[Answer | Exception]]") -> None:
         for done, answer in zip(waiters, ended.result(), strict=True):
