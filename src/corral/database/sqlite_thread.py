@@ -5,9 +5,9 @@ four hops between threads for each statement (open a cursor, execute, fetch, clo
 statement itself; this connection makes one, and opens the transaction in the same hop. It is handed to the dialect by
 ``async_creator_fn``. Rows are fetched at once: every query of ours is bounded.
 
-A statement that takes microseconds, in a transaction whose lock we hold (so there is nothing to wait for), costs less
-than the hop to the thread: ``run_short`` executes it where it is called. A lock that another process holds is waited
-for on the thread, and so is the disk, when something was written.
+A statement that takes microseconds, in a snapshot or in a transaction whose lock we hold (so there is nothing to wait
+for), costs less than the hop to the thread: ``run_short`` executes it where it is called. A lock that another process
+holds is waited for on the thread, and so is the disk, when something was written.
 """
 
 import asyncio
@@ -24,6 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 T = TypeVar("T")
 Job = Callable[[], None]
 _ASK_AGAIN_S: Final = 0.01
+_TAKE_SNAPSHOT: Final = "PRAGMA schema_version"  # the first that is read is what all of a transaction sees
 
 
 class SqliteConnection:
@@ -81,14 +82,18 @@ class SqliteConnection:
         return work()
 
     def _begin_nowait(self) -> bool:
-        """Open a transaction that holds the write lock, unless somebody else has that."""
+        """Open a transaction with what it may have to wait for: a snapshot, or the write lock if nobody else has it."""
         raw = self._connection
-        if raw is None or not self._begin.endswith("IMMEDIATE"):
+        if raw is None:
             return False
         raw.execute("PRAGMA busy_timeout=0")
         try:
             raw.execute(self._begin)
+            if not self._begin.endswith("IMMEDIATE"):
+                raw.execute(_TAKE_SNAPSHOT).fetchall()
         except sqlite3.OperationalError:
+            if raw.in_transaction:
+                raw.rollback()
             return False  # the thread waits, or hears again what is wrong
         finally:
             raw.execute(f"PRAGMA busy_timeout={round(self._busy_timeout_s * 1000)}")
@@ -146,7 +151,11 @@ class SqliteConnection:
             await self.run(self.raw.commit)
 
     async def rollback(self) -> None:
-        if self.in_transaction:
+        if not self.in_transaction:
+            return
+        if self.wrote_nothing:
+            self.raw.rollback()
+        else:
             await self.run(self.raw.rollback)
 
     async def create_function(self, *arguments: Any, **keywords: Any) -> None:
