@@ -5,11 +5,11 @@ import os
 import shutil
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Final, ParamSpec
 
 from corral.blobs.content import file_pieces, read_bytes
 from corral.blobs.machine import PIECE_BYTES
@@ -21,8 +21,11 @@ from corral.kernel.concurrency import finish
 from corral.kernel.digest import Digest, Digester, HashFunction
 from corral.kernel.errors import InvalidSpec
 
+P = ParamSpec("P")
+
 _FILES_AT_ONCE: Final = 8
 _BATCH: Final = 512
+_STEP_WITHIN_S: Final = 60.0
 _REMOVE_WITHIN_S: Final = 60.0
 _FORBIDDEN_KINDS: Final = {
     stat.S_IFIFO: "a fifo",
@@ -166,7 +169,7 @@ async def _write_tree(
         async with asyncio.TaskGroup() as group, aclosing(walk_tree(store, tenant, digest, bounds)) as nodes:
             async for node in nodes:
                 if node.kind is NodeKind.DIRECTORY:
-                    await asyncio.to_thread(os.mkdir, into / node.path, 0o755)
+                    await _wholly(os.mkdir, into / node.path, 0o755)
                     directories += 1
                 elif node.digest is None:
                     symlinks.append(node)
@@ -178,7 +181,7 @@ async def _write_tree(
                     total_bytes += node.digest.size_bytes
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None
-    await asyncio.to_thread(_link, into, symlinks)
+    await _wholly(_link, into, symlinks)
     return TreeSize(files=files, directories=directories, symlinks=len(symlinks), total_bytes=total_bytes)
 
 
@@ -186,12 +189,17 @@ async def _write_file(store: BlobReader, tenant: str, node: TreeNode, digest: Di
     path, mode = into / node.path, 0o755 if node.executable else 0o644
     if digest.size_bytes <= PIECE_BYTES:
         data = await read_bytes(store, tenant, digest, bytes_max=PIECE_BYTES)
-        await asyncio.to_thread(_create_with, path, mode, data)
+        await _wholly(_create_with, path, mode, data)
         return
     with _create(path, mode) as file:  # not in a thread, for the same reason
         async with aclosing(store.read(tenant, digest)) as pieces:
             async for piece in pieces:
-                await asyncio.to_thread(_write_whole, file, piece)
+                await _wholly(_write_whole, file, piece)
+
+
+async def _wholly(step: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
+    """Run ``step`` in a thread, to its end also when cancelled: who removes the tree after that removes all of it."""
+    await finish(asyncio.to_thread(step, *args, **kwargs), within_s=_STEP_WITHIN_S)
 
 
 def _open_regular(path: str) -> IO[bytes]:
