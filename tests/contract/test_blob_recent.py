@@ -146,7 +146,8 @@ async def test_who_needs_durable_content_is_not_told_what_was_only_written_back(
 
 
 async def test_memory_has_bounds_and_the_oldest_give_way(tmp_path: Path, asked: list[str]) -> None:
-    async with DiskBlobs(tmp_path, recent_blobs=3, recent_bytes=2 * CONTENT_BYTES_MAX) as store:
+    two_contents = 2 * CONTENT_BYTES_MAX
+    async with DiskBlobs(tmp_path, recent_blobs=3, recent_bytes=two_contents, clock=HandClock()) as store:
         contents = [content_of(CONTENT_BYTES_MAX, seed=seed) for seed in range(4)]
         digests = [await put(store, data) for data in contents]
         too_large = await put(store, content_of(CONTENT_BYTES_MAX + 1))
