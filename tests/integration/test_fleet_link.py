@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
 import grpc
@@ -18,6 +18,7 @@ from corral.fleet.service import Fleet
 from corral.kernel.clock import SystemClock
 from corral.kernel.concurrency import Signal
 from corral.kernel.errors import Conflict, InvalidSpec, StoreUnavailable, Unauthenticated
+from corral.testing.late_writes import late_writes
 from corral.wire.transport import ClientTls, WireLimits, open_channel
 from corral.wire.v1 import fleet_pb2, fleet_pb2_grpc
 from corral.wire.v1.fleet_pb2_grpc import FleetStub
@@ -219,6 +220,26 @@ async def test_a_session_that_a_call_found_refused_is_replaced() -> None:
 
         assert second.number == first.number + 1
         assert world.lost == []
+
+
+async def test_a_call_that_ends_just_before_the_worker_tells_its_state_is_begun_anew() -> None:
+    world = World()
+    async with world.scheduler():
+        pass
+    node = Node(world)
+    async with linked(node):
+        async with AsyncExitStack() as scheduler:
+            await scheduler.enter_async_context(world.scheduler())
+            first = await node.link.wait_session()
+            with late_writes() as begun:
+                node.link.state_changed()
+                await begun.wait()
+                await scheduler.aclose()
+        await until(lambda: not node.link.connected)
+        async with world.scheduler():
+            second = await node.link.wait_session()
+
+    assert second.number == first.number + 1
 
 
 async def test_a_cancel_is_pushed_at_once() -> None:

@@ -3,13 +3,12 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-from grpc.aio._call import StreamStreamCall
 
 from corral.blobs.adapters.memory import MemoryBlobs
 from corral.database.engine import Database
@@ -30,6 +29,7 @@ from corral.tasks.model import Phase, Resolved, RunReport, Started, TaskDefiniti
 from corral.tasks.ports import Claim, TenantTerms
 from corral.tasks.queue import Queue
 from corral.tasks.views import TaskViews
+from corral.testing.late_writes import late_writes
 from corral.wire.transport import WireLimits
 from corral.wire.v1 import fleet_pb2_grpc
 
@@ -368,33 +368,18 @@ async def test_a_log_survives_the_scheduler_being_away_in_bounded_memory(plant: 
                 assert await plant.text(claim.ref.task_id, follow=True) == text
 
 
-async def test_a_call_that_ends_just_before_a_write_is_begun_anew(
-    plant: Plant, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    read, write = StreamStreamCall.read, StreamStreamCall.write
-    begun, written = asyncio.Event(), asyncio.Event()
-
-    async def write_late(call: Any, piece: Any) -> None:
-        begun.set()
-        await call.code()  # it has ended now
-        written.set()
-        await write(call, piece)
-
-    async def read_later(call: Any) -> Any:
-        await written.wait()
-        return await read(call)
-
+async def test_a_call_that_ends_just_before_a_write_is_begun_anew(plant: Plant) -> None:
     async with plant.scheduler():
         pass
     async with plant.worker():
-        async with plant.scheduler():
+        async with AsyncExitStack() as scheduler:
+            await scheduler.enter_async_context(plant.scheduler())
             await plant.submit()
             (claim,) = await plant.claims(1)
-            monkeypatch.setattr(StreamStreamCall, "write", write_late)
-            monkeypatch.setattr(StreamStreamCall, "read", read_later)
-            await plant.sink.append(claim.ref, 0, b"before, ")
-            await begun.wait()
-        monkeypatch.undo()
+            with late_writes() as begun:
+                await plant.sink.append(claim.ref, 0, b"before, ")
+                await begun.wait()
+                await scheduler.aclose()
         async with plant.scheduler():
             await plant.sink.append(claim.ref, 8, b"after")
             await plant.sink.close(claim.ref, 13)

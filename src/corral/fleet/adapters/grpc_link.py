@@ -21,6 +21,7 @@ from corral.kernel.concurrency import Signal, raise_if_cancelled
 from corral.kernel.errors import Conflict, CorralError, SchedulerUnavailable, Unauthenticated
 from corral.wire.errors import error_of_rpc
 from corral.wire.sessions import session_metadata
+from corral.wire.streams import sent
 from corral.wire.transport import ClientTls, WireLimits, open_channel
 from corral.wire.v1 import fleet_pb2
 from corral.wire.v1.fleet_pb2_grpc import FleetStub
@@ -202,9 +203,11 @@ class SchedulerLink:
     async def _tell(
         self, call: "grpc.aio.StreamStreamCall[fleet_pb2.WorkerState, fleet_pb2.DesiredState]", beat: list[float]
     ) -> None:
+        """Tell the state until cancelled or until the call has ended: whoever hears is told how."""
         while True:
             self._changed.clear()
-            await call.write(state_to_message(self._state()))
+            if not await sent(call, state_to_message(self._state())):
+                return
             await asyncio.sleep(_STATE_GAP_S)
             try:
                 async with asyncio.timeout(beat[0]):

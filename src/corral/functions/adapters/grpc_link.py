@@ -14,6 +14,7 @@ from corral.functions.routing import RoutingUpdate
 from corral.kernel.concurrency import raise_if_cancelled
 from corral.kernel.errors import SchedulerUnavailable, Unauthenticated
 from corral.wire.errors import error_of_rpc
+from corral.wire.streams import sent
 from corral.wire.v1 import functions_pb2
 from corral.wire.v1.functions_pb2_grpc import FunctionsStub
 
@@ -61,6 +62,7 @@ class FunctionsStream:
             call.cancel()
 
     async def _tell(self, call: Call) -> None:
+        """Until cancelled or until the call has ended: whoever hears is told how."""
         attendant = self._attendant
         while True:
             attendant.news.clear()
@@ -75,7 +77,8 @@ class FunctionsStream:
                 want_routes=wanted,
             )
             made_s = self._loop.time() - began_s
-            await call.write(message)
+            if not await sent(call, message):
+                return
             await asyncio.sleep(max(_GAP_S, _GAP_SHARE * made_s))
             if attendant.lines_waiting:
                 continue

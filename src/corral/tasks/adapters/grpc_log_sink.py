@@ -17,6 +17,7 @@ from corral.kernel.concurrency import Signal, raise_if_cancelled
 from corral.kernel.errors import Conflict, CorralError, Unauthenticated
 from corral.tasks.ports import RunRef
 from corral.wire.errors import error_of_code, error_of_rpc
+from corral.wire.streams import sent
 from corral.wire.v1 import fleet_pb2
 from corral.wire.v1.fleet_pb2_grpc import QueueStub
 
@@ -142,9 +143,7 @@ class GrpcLogSink:
             self._work.clear()
             pieces = [piece for ref, run in self._runs.items() if (piece := self._piece(ref, run)) is not None]
             for piece in pieces:  # one of each run in turn: a busy log does not hold up the others
-                try:
-                    await call.write(piece)
-                except asyncio.InvalidStateError:  # "RPC already finished"
+                if not await sent(call, piece):
                     return
             if not pieces:
                 await self._work.wait()
