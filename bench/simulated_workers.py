@@ -28,6 +28,7 @@ from corral.blobs.content import read_bytes, write_bytes
 from corral.compile.remote.model import OBJECT, RULES
 from corral.doors.worker.config import WorkerDoorConfig
 from corral.doors.worker.entrance import Entrance
+from corral.doors.worker.places import Places
 from corral.doors.worker.servicer import DoorServicer, DoorServices
 from corral.fleet.adapters.grpc_link import SchedulerLink
 from corral.fleet.adapters.grpc_server import serving
@@ -97,9 +98,10 @@ async def _work(number: int, scheduler: str, folder: Path) -> None:
         entrance.learn(state.route_key)
 
     def state() -> WorkerState:
-        return WorkerState(slots_free=1, executions=servicer.busy)
+        return WorkerState(slots_free=1, executions=places.busy)
 
     link = SchedulerLink(scheduler, "", registration, state=state, on_desired=desired)
+    places = Places(1, name, on_idle=link.state_changed)
     servicer = DoorServicer(
         DoorServices(
             worker_id=name,
@@ -111,7 +113,7 @@ async def _work(number: int, scheduler: str, folder: Path) -> None:
             sign=signer.sign,
             clock=clock,
             config=WorkerDoorConfig(listen="127.0.0.1:0"),
-            places=1,
+            places=places,
             new_id=lambda: f"exe-{number}-{time.monotonic_ns()}",
         )
     )

@@ -527,7 +527,7 @@ async def test_a_full_worker_says_so_at_once_and_another_is_asked(tmp_path: Path
     project = _project(tmp_path)
 
     async with _fleet(tmp_path, workers=2) as fleet:
-        fleet.workers[0].servicer.busy = 4
+        fleet.workers[0].places.busy = 4
         assert (await _compile(fleet, project, "gcc -Iinc -c src/a.c -o out.o")).worker == "wrk-1"
 
 
@@ -545,7 +545,7 @@ async def test_a_compile_that_never_ends_is_given_up_by_two_workers_and_told(tmp
             await _compile(fleet, project, "gcc -Iinc -c src/a.c -o out.o")
 
         assert fleet.compiler.figures.retries == 1
-        assert [worker.servicer.busy for worker in fleet.workers] == [0, 0]
+        assert [worker.places.busy for worker in fleet.workers] == [0, 0]
 
 
 async def test_a_worker_counts_a_compile_while_it_runs(tmp_path: Path) -> None:
@@ -554,10 +554,10 @@ async def test_a_worker_counts_a_compile_while_it_runs(tmp_path: Path) -> None:
 
     async with _fleet(tmp_path) as fleet:
         worker = fleet.workers[0]
-        worker.runner.before = lambda: seen.append(worker.servicer.busy)
+        worker.runner.before = lambda: seen.append(worker.places.busy)
         await _compile(fleet, project, "gcc -Iinc -c src/a.c -o out.o")
 
-        assert (set(seen), worker.servicer.busy) == ({1}, 0)
+        assert (set(seen), worker.places.busy) == ({1}, 0)
 
 
 async def test_calls_of_neighbours_survive_that_a_worker_is_found_full(tmp_path: Path) -> None:

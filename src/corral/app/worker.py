@@ -94,7 +94,7 @@ class _Wiring:
             disk_free_bytes=shutil.disk_usage(self._data).free,
             memory_free_bytes=os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
             pools_json="" if self.pools is None else msgspec.json.encode(self.pools.statistics()).decode(),
-            executions=0 if self.door is None else self.door.servicer.busy,
+            executions=0 if self.door is None else self.door.places.busy,
         )
 
     def _desired(self, desired: DesiredState) -> None:

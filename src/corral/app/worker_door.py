@@ -16,6 +16,7 @@ from corral.app.own_certificate import CERTIFICATE, KEY, RESULT_SEED
 from corral.blobs.ports import BlobStore
 from corral.compile.remote.toolchain import LocalToolchains
 from corral.doors.worker.entrance import Entrance
+from corral.doors.worker.places import Places
 from corral.doors.worker.refusals import Refusals
 from corral.doors.worker.servicer import DoorServicer, DoorServices
 from corral.fleet.adapters.grpc_link import SchedulerLink
@@ -37,7 +38,7 @@ _log = structlog.get_logger("corral.door")
 class OpenDoor:
     """A door that is open. ``address`` is where clients dial."""
 
-    servicer: DoorServicer
+    places: Places
     entrance: Entrance
     address: str
 
@@ -58,6 +59,8 @@ async def worker_door(
     results = SchedulerResults(link)
     refusals = Refusals(clock, results.tell_refusals)
     entrance = Entrance(worker_id, clock, on_refusal=refusals.record_nowait)
+    # A scheduler that heard of a busy door would send nobody here until the next heartbeat.
+    places = Places(door.executions or config.worker.slots, worker_id, on_idle=link.state_changed)
     servicer = DoorServicer(
         DoorServices(
             worker_id=worker_id,
@@ -69,7 +72,7 @@ async def worker_door(
             sign=_lazily(data / RESULT_SEED),
             clock=clock,
             config=door,
-            places=door.executions or config.worker.slots,
+            places=places,
             new_id=lambda: new_id("exe", now_s=clock.now_s()),
         )
     )
@@ -89,7 +92,7 @@ async def worker_door(
                 group.create_task(refusals.tell_forever(), name="door:refusals"),
             ]
             try:
-                yield OpenDoor(servicer, entrance, address)
+                yield OpenDoor(places, entrance, address)
             finally:
                 with suppress(TimeoutError):
                     await finish(servicer.wait_told(), within_s=_TOLD_WITHIN_S)

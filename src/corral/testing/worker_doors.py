@@ -22,6 +22,7 @@ from corral.compile.remote.layout import PLACE
 from corral.compile.remote.model import WorkerRoute
 from corral.doors.worker.config import WorkerDoorConfig
 from corral.doors.worker.entrance import PURPOSE, Entrance
+from corral.doors.worker.places import Places
 from corral.doors.worker.servicer import DoorServicer, DoorServices
 from corral.fleet.adapters.grpc_server import serving
 from corral.fleet.tokens import TTL_S, RouteClaims, SigningKey
@@ -143,6 +144,7 @@ class FakeWorker:
     results: KeptResults
     toolchain: SameToolchain
     servicer: DoorServicer
+    places: Places
     fingerprint: str
     result_key: str
     address: str = ""
@@ -213,6 +215,7 @@ async def open_worker(
     runner, results, toolchain = ChildRunner(blobs, folder), KeptResults(), SameToolchain()
     entrance = Entrance(worker_id, clock)
     entrance.learn(key.public)
+    shared = Places(places, worker_id)
     servicer = DoorServicer(
         DoorServices(
             worker_id=worker_id,
@@ -224,7 +227,7 @@ async def open_worker(
             sign=signer.sign,
             clock=clock,
             config=WorkerDoorConfig(listen="127.0.0.1:0", answer_within_s=answer_within_s),
-            places=places,
+            places=shared,
             new_id=lambda: f"exe-{worker_id}-{runner.runs}",
         )
     )
@@ -235,6 +238,7 @@ async def open_worker(
         results,
         toolchain,
         servicer,
+        shared,
         fingerprint_of(folder / CERTIFICATE),
         signer.public.hex(),
     )

@@ -21,9 +21,10 @@ from corral.blobs.parallel import run_all
 from corral.blobs.ports import BlobStore
 from corral.doors.worker.config import WorkerDoorConfig
 from corral.doors.worker.entrance import Entrance
+from corral.doors.worker.places import Places
 from corral.kernel.clock import Clock
 from corral.kernel.digest import Digest
-from corral.kernel.errors import CorralError, DependencyError, InvalidSpec, PoolExhausted, TooLarge
+from corral.kernel.errors import CorralError, DependencyError, InvalidSpec, TooLarge
 from corral.ledger.model import AuditRow
 from corral.wire.server import Context
 from corral.wire.v1 import door_pb2, door_pb2_grpc
@@ -77,7 +78,7 @@ class DoorServices:
     sign: Callable[[bytes], bytes]
     clock: Clock
     config: WorkerDoorConfig
-    places: int
+    places: Places
     new_id: Callable[[], str]
 
 
@@ -87,13 +88,12 @@ def signed_message(action: Digest | str, result: bytes) -> bytes:
 
 
 class DoorServicer(door_pb2_grpc.DoorServicer):
-    """See the module. ``busy`` is what the worker tells the scheduler."""
+    """See the module."""
 
     def __init__(self, services: DoorServices) -> None:
         self._services = services
         self._untold: asyncio.Queue[EndedExecution] = asyncio.Queue(_UNTOLD_MAX)
         self._hurry = asyncio.Event()
-        self.busy = 0
 
     async def tell_forever(self) -> NoReturn:
         """Leave audit rows and results at the scheduler, until cancelled; who waits for an answer need not wait for
@@ -203,18 +203,15 @@ class DoorServicer(door_pb2_grpc.DoorServicer):
             files = list(zip(chain.paths, chain.hashes, strict=False))
             if differing := await services.toolchains.differing(chain.compiler, chain.identity, files):
                 raise DependencyError(f"the worker has another tool chain: {differing}")
-        if self.busy >= services.places:
-            raise PoolExhausted(f"all {services.places} places for clients on {services.worker_id} are taken")
-        self.busy += 1
-        try:
-            async with asyncio.timeout(services.config.answer_within_s):
-                return await self._run(request.tenant, action, request.inline_bytes)
-        except TimeoutError:
-            raise DependencyError(
-                f"the execution took longer than {services.config.answer_within_s:g} s (worker_door.answer_within_s)"
-            ) from None
-        finally:
-            self.busy -= 1
+        with services.places.hold():
+            try:
+                async with asyncio.timeout(services.config.answer_within_s):
+                    return await self._run(request.tenant, action, request.inline_bytes)
+            except TimeoutError:
+                within_s = services.config.answer_within_s
+                raise DependencyError(
+                    f"the execution took longer than {within_s:g} s (worker_door.answer_within_s)"
+                ) from None
 
     async def _keep(self, tenant: str, blob: bytes) -> None:
         await write_bytes(self._services.blobs, tenant, blob)
