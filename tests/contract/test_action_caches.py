@@ -14,19 +14,7 @@ from corral.kernel.clock import SystemClock
 from corral.kernel.digest import Digest
 from corral.kernel.errors import TooLarge
 from corral.testing.action_cache_contract import ACTION, SHA, ActionCacheContract, result_of, stored_file
-
-
-class Hands:
-    """A clock that is turned by hand."""
-
-    def __init__(self) -> None:
-        self.at_s = 1_800_000_000.0
-
-    def now_s(self) -> float:
-        return self.at_s
-
-    def monotonic_s(self) -> float:
-        return self.at_s
+from corral.testing.clocks import HandClock
 
 
 @pytest.fixture
@@ -62,7 +50,7 @@ async def test_a_hit_implies_that_every_blob_is_there(database: Database, blobs:
 
 
 async def test_results_that_nobody_uses_leave_first_and_then_the_oldest(database: Database, blobs: MemoryBlobs) -> None:
-    clock = Hands()
+    clock = HandClock()
     cache = SqlActionCache(database, blobs, clock, ActionLimits(results=2, result_age_s=10_000))
     actions = [Digest.of(bytes([n]), SHA) for n in range(4)]
     for action in actions:
@@ -87,7 +75,7 @@ async def test_a_result_over_the_limit_is_refused_by_its_name(database: Database
 async def test_memory_answers_only_while_it_is_fresh_and_within_its_bytes(
     database: Database, blobs: MemoryBlobs
 ) -> None:
-    clock = Hands()
+    clock = HandClock()
     cache = RememberedResults(SqlActionCache(database, blobs, clock), clock, total_bytes=1000, fresh_s=20)
     output = await stored_file(blobs, b"out")
     await cache.update("ann", ACTION, result_of(output))
@@ -101,7 +89,7 @@ async def test_memory_answers_only_while_it_is_fresh_and_within_its_bytes(
 
 
 async def test_memory_forgets_the_oldest_when_it_is_full(database: Database, blobs: MemoryBlobs) -> None:
-    clock = Hands()
+    clock = HandClock()
     asked = 0
 
     class Counting(SqlActionCache):

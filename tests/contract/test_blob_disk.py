@@ -18,21 +18,7 @@ from corral.blobs.model import StoreLimits, StoreUsage
 from corral.kernel.digest import Digest
 from corral.kernel.errors import BlobCorrupt, NotFound, QuotaExceeded, StoreUnavailable, UnsupportedVersion
 from corral.testing.blob_contract import MIB, Stalling, content_of, read_all
-
-NOW_S = 1_800_000_000.0
-
-
-class HandClock:
-    """A clock that a test sets."""
-
-    def __init__(self) -> None:
-        self.at_s = NOW_S
-
-    def now_s(self) -> float:
-        return self.at_s
-
-    def monotonic_s(self) -> float:
-        return self.at_s
+from corral.testing.clocks import NOW_S, HandClock
 
 
 def files_in(root: Path) -> list[Path]:

@@ -13,23 +13,11 @@ from corral.blobs.ports import BlobStore
 from corral.kernel.digest import Digest
 from corral.kernel.errors import NotFound
 from corral.testing.blob_contract import content_of, read_all
+from corral.testing.clocks import HandClock
 
 GRACE_S = 60.0
 FRESH_S = 10.0  # as long as a use on record is not put there anew
 SMALL = content_of(100)
-
-
-class HandClock:
-    """A clock that a test sets."""
-
-    def __init__(self) -> None:
-        self.at_s = 1_800_000_000.0
-
-    def now_s(self) -> float:
-        return self.at_s
-
-    def monotonic_s(self) -> float:
-        return self.at_s
 
 
 async def put(store: BlobStore, data: bytes, tenant: str = "ann") -> Digest:

@@ -19,6 +19,7 @@ from corral.blobs.model import StoreLimits
 from corral.kernel.digest import Digest
 from corral.kernel.errors import InvalidSpec, NotFound, QuotaExceeded
 from corral.testing.blob_contract import content_of, in_pieces
+from corral.testing.clocks import HandClock
 
 CONTENTS = [content_of(size, seed=seed) for seed, size in enumerate((0, 1, 5000, 65_536, 65_537, 200_000))]
 BUDGET_BYTES = 250_000
@@ -29,17 +30,6 @@ TENANTS = ("ann", "bob")
 contents = st.sampled_from(CONTENTS)
 holders = st.integers(0, 1)  # which of the two stores on the folder is asked
 tenants = st.sampled_from(TENANTS)
-
-
-class HandClock:
-    def __init__(self) -> None:
-        self.at_s = 1_800_000_000.0
-
-    def now_s(self) -> float:
-        return self.at_s
-
-    def monotonic_s(self) -> float:
-        return self.at_s
 
 
 class DiskHistories(RuleBasedStateMachine):

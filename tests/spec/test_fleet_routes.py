@@ -15,6 +15,7 @@ from corral.fleet.model import Capacity, Registration, RunRef, WorkerPhase, Work
 from corral.fleet.routes import Router
 from corral.fleet.tokens import TTL_S, Expected, RouteClaims, SigningKey, TokenRefused, is_signed, key_of, verify
 from corral.kernel.errors import InvalidSpec, NoFeasibleWorker
+from corral.testing.clocks import HandClock
 
 _CLAIMS = RouteClaims(
     tenant="acme", image="sha256:1", worker="wrk-1", purpose="compile", iat=1000.0, exp=1300.0, jti="r1"
@@ -150,17 +151,6 @@ class _Fleet:
         self.published.append(public)
 
 
-class _Clock:
-    def __init__(self) -> None:
-        self.at_s = 1000.0
-
-    def now_s(self) -> float:
-        return self.at_s
-
-    def monotonic_s(self) -> float:
-        return self.at_s
-
-
 def _worker(name: str, slots: int, *, runs: int = 0, executions: int = 0, **state: Any) -> Worker:
     return Worker(
         registration=Registration(
@@ -184,8 +174,8 @@ def _worker(name: str, slots: int, *, runs: int = 0, executions: int = 0, **stat
     )
 
 
-def _router(*workers: Worker) -> tuple[Router, _Fleet, _Clock]:
-    fleet, clock, numbers = _Fleet(list(workers)), _Clock(), itertools.count()
+def _router(*workers: Worker) -> tuple[Router, _Fleet, HandClock]:
+    fleet, clock, numbers = _Fleet(list(workers)), HandClock(1000.0), itertools.count()
     return Router(fleet, clock, new_id=lambda: f"r{next(numbers)}"), fleet, clock  # type: ignore[arg-type]
 
 

@@ -7,21 +7,9 @@ from corral.functions.homes import Homes, Settled
 from corral.functions.model import FunctionKey, RevisionKey, Scale
 from corral.functions.routing import Backend
 from corral.functions.scaling import without
+from corral.testing.clocks import HandClock
 
 KEY = RevisionKey(FunctionKey("default", "hello"), "v1", "0" * 16)
-
-
-class Watch:
-    """A clock that stands still until it is turned."""
-
-    def __init__(self) -> None:
-        self.s = 1000.0
-
-    def monotonic_s(self) -> float:
-        return self.s
-
-    def now_s(self) -> float:
-        return self.s
 
 
 def settled(instance: str) -> Settled:
@@ -29,8 +17,8 @@ def settled(instance: str) -> Settled:
 
 
 @pytest.fixture
-def watch() -> Watch:
-    return Watch()
+def watch() -> HandClock:
+    return HandClock(1000.0)
 
 
 @pytest.fixture
@@ -38,7 +26,7 @@ def store() -> MemoryHomeStore:
     return MemoryHomeStore()
 
 
-async def test_each_counts_those_before_it_and_routes_to_all_others(store: MemoryHomeStore, watch: Watch) -> None:
+async def test_each_counts_those_before_it_and_routes_to_all_others(store: MemoryHomeStore, watch: HandClock) -> None:
     a, b, c = (Homes(store, name, watch, expires_s=5.0) for name in "abc")
     for home, instances in ((a, ["a1"]), (b, ["b1", "b2"]), (c, [])):
         await home.exchange(settled(each) for each in instances)
@@ -52,24 +40,26 @@ async def test_each_counts_those_before_it_and_routes_to_all_others(store: Memor
     assert await a.exchange([settled("a1")]) == frozenset(), "nothing is news twice"
 
 
-async def test_one_that_publishes_no_more_is_gone_whatever_its_clock_says(store: MemoryHomeStore, watch: Watch) -> None:
+async def test_one_that_publishes_no_more_is_gone_whatever_its_clock_says(
+    store: MemoryHomeStore, watch: HandClock
+) -> None:
     a, b = Homes(store, "a", watch, expires_s=5.0), Homes(store, "b", watch, expires_s=5.0)
     await a.exchange([settled("a1")])
     await b.exchange([])
     assert b.before(KEY) == 1
 
-    watch.s += 4.0
+    watch.at_s += 4.0
     await b.exchange([])
     assert b.before(KEY) == 1
-    watch.s += 2.0
+    watch.at_s += 2.0
     assert await b.exchange([]) == {KEY.function}
     assert (b.before(KEY), b.backends(KEY)) == (0, ())
-    watch.s += 50.0
+    watch.at_s += 50.0
     await b.exchange([])
     assert set(store.published) == {"b"}
 
 
-async def test_one_that_leaves_is_gone_at_once(store: MemoryHomeStore, watch: Watch) -> None:
+async def test_one_that_leaves_is_gone_at_once(store: MemoryHomeStore, watch: HandClock) -> None:
     a, b = Homes(store, "a", watch, expires_s=5.0), Homes(store, "b", watch, expires_s=5.0)
     await a.exchange([settled("a1")])
     await b.exchange([])
